@@ -1,0 +1,57 @@
+"""Variform: one Transformer family for Hugging Face, in every form. Importing it registers the family.
+
+`AutoConfig`, `AutoModel` and the `AutoModelFor...` classes then know the three model types, and PEFT knows which weights
+to adapt.
+"""
+
+from .forms import from_config, load_config
+from .model.configuration_variform import (
+    AUTO_MAP,
+    VERSION,
+    VariformDecoderConfig,
+    VariformEncoderConfig,
+    VariformEncoderDecoderConfig,
+)
+from .model.modeling_variform import (
+    VariformDecoderForCausalLM,
+    VariformDecoderForQuestionAnswering,
+    VariformDecoderForSequenceClassification,
+    VariformDecoderForTokenClassification,
+    VariformDecoderModel,
+    VariformEncoderDecoderForConditionalGeneration,
+    VariformEncoderDecoderModel,
+    VariformEncoderForMaskedLM,
+    VariformEncoderForMultipleChoice,
+    VariformEncoderForQuestionAnswering,
+    VariformEncoderForSequenceClassification,
+    VariformEncoderForTokenClassification,
+    VariformEncoderModel,
+)
+from .registration import register
+
+__version__ = VERSION
+
+register()
+
+__all__ = [
+    "AUTO_MAP",
+    "VariformDecoderConfig",
+    "VariformDecoderForCausalLM",
+    "VariformDecoderForQuestionAnswering",
+    "VariformDecoderForSequenceClassification",
+    "VariformDecoderForTokenClassification",
+    "VariformDecoderModel",
+    "VariformEncoderConfig",
+    "VariformEncoderDecoderConfig",
+    "VariformEncoderDecoderForConditionalGeneration",
+    "VariformEncoderDecoderModel",
+    "VariformEncoderForMaskedLM",
+    "VariformEncoderForMultipleChoice",
+    "VariformEncoderForQuestionAnswering",
+    "VariformEncoderForSequenceClassification",
+    "VariformEncoderForTokenClassification",
+    "VariformEncoderModel",
+    "__version__",
+    "from_config",
+    "load_config",
+]

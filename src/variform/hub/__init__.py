@@ -1,0 +1,1 @@
+"""What belongs to a published model besides its weights and its code."""

@@ -1,0 +1,188 @@
+"""One attention for self and cross: projections, positions, cache, dispatch.
+
+Legend: B batch, H heads, G key-value heads, Q queries, K keys, D head_dim.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .norms import make_norm
+from .positions import rotate
+
+
+def is_hiding(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Where an additive mask hides a key: at -inf or about the lowest finite number of its dtype."""
+    return attention_mask <= torch.finfo(attention_mask.dtype).min / 2
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention spelled out: the definition that every other backend must equal.
+
+    `softmax(cap(query @ key * scaling) + position_bias + attention_mask) @ value`; a query that sees no key gives 0.
+
+    Args:
+        query: `(B, H, Q, D)`. key, value: `(B, G, K, D)`, each shared by H / G heads.
+        attention_mask: additive, broadcastable to `(B, H, Q, K)`; the lowest finite number, or -inf, hides a key.
+        s_aux: `(H,)`, a logit a head that takes part in the softmax and contributes no value (attention sink).
+        position_bias: `(B or 1, H, Q, K)`.
+
+    Returns:
+        The output `(B, Q, H, D)` and the weights `(B, H, Q, K)`.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if position_bias is not None:
+        scores = scores + position_bias
+    scores = scores.float()
+    if attention_mask is not None:
+        # Finite, so that a query without keys has a softmax, and gradients, to be set to 0 below
+        scores = (scores + attention_mask).clamp(min=torch.finfo(scores.dtype).min)
+    if s_aux is not None:
+        sinks = s_aux.float().view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], -1)
+        weights = torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    if attention_mask is not None:
+        weights = weights.masked_fill(is_hiding(attention_mask), 0.0)
+    weights = nn.functional.dropout(weights.to(query.dtype), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al., arXiv:1706.03762, sec. 3.2) with shared key-value heads (GQA, arXiv:2305.13245).
+
+    Args:
+        config: reads the fields under "Attention" of `VariformStackConfig`.
+        layer_idx: the layer's number, under which a cache keeps its keys and values.
+        is_causal: whether a query sees only its past; cross-attention sees everything.
+        key_value_size: width of the states that keys and values are projected from, when they are another stack's.
+    """
+
+    def __init__(self, config, layer_idx: int, is_causal: bool, key_value_size: int | None = None):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = is_causal
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
+        biased = config.biased_projections
+        query_size, key_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        source_size = key_value_size or config.hidden_size
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias="q" in biased)
+        self.k_proj = nn.Linear(source_size, key_size, bias="k" in biased)
+        self.v_proj = nn.Linear(source_size, key_size, bias="v" in biased)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias="o" in biased)
+        self.o_proj.writes_residual = True  # starts smaller, see `_init_weights`
+        self.norms_heads = config.qk_norm == "head"
+        self.q_norm = self.k_norm = None
+        if config.qk_norm is not None:
+            self.q_norm = make_norm(config, self.head_dim if self.norms_heads else query_size)
+            self.k_norm = make_norm(config, self.head_dim if self.norms_heads else key_size)
+        self.sinks = nn.Parameter(torch.empty(config.num_attention_heads)) if config.attention_sinks else None
+        # Only what the form has: backends refuse options that they cannot express
+        self.options = {}
+        if config.attn_logit_softcapping is not None:
+            self.options["softcap"] = config.attn_logit_softcapping
+        if key_value_size is None and config.sliding_window is not None:
+            if config.layer_types[layer_idx] == "sliding_attention":
+                self.options["sliding_window"] = config.sliding_window + (0 if is_causal else 1)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        layer_idx: int | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends from `hidden_states` to themselves, or to `key_value_states`.
+
+        Args:
+            hidden_states: `(B, Q, hidden_size)`. key_value_states: `(B, K, key_value_size)`, for cross-attention.
+            attention_mask: what the backend takes, as the stack lowered it.
+            rotation: cos and sin of the queries' positions, for rotary schemes.
+            past_key_values: extended by this call's keys and values; cross-attention computes its own once.
+            layer_idx: overrides the module's own where layers share weights.
+            kwargs: passed to the attention function (`position_bias`, `position_ids`, flash arguments).
+
+        Returns:
+            `(B, Q, hidden_size)`, and the weights `(B, H, Q, K)` if the backend gives them.
+        """
+        layer_idx = self.layer_idx if layer_idx is None else layer_idx
+        query = self._heads(self.q_proj(hidden_states), self.q_norm)  # (B, H, Q, D)
+        if rotation is not None:
+            query = rotate(query, *rotation)
+        if key_value_states is None:
+            key, value = self._keys_and_values(hidden_states, rotation)
+            if isinstance(past_key_values, EncoderDecoderCache):
+                past_key_values = past_key_values.self_attention_cache
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, layer_idx)
+        else:
+            key, value = self._cross_keys_and_values(key_value_states, past_key_values, layer_idx)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        if self.sinks is not None:
+            kwargs["s_aux"] = self.sinks
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **self.options,
+            **kwargs,
+        )
+        output = output.reshape(*hidden_states.shape[:-1], -1).contiguous()  # (B, Q, H * D)
+        return self.o_proj(output), weights
+
+    def _heads(self, states: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+        """`(B, S, heads * D)` -> `(B, heads, S, D)`, normalised where the form asks for it."""
+        if norm is not None and not self.norms_heads:
+            states = norm(states)
+        states = states.view(*states.shape[:-1], -1, self.head_dim)
+        if norm is not None and self.norms_heads:
+            states = norm(states)
+        return states.transpose(1, 2)
+
+    def _keys_and_values(self, states: torch.Tensor, rotation=None) -> tuple[torch.Tensor, torch.Tensor]:
+        key, value = self._heads(self.k_proj(states), self.k_norm), self._heads(self.v_proj(states), None)
+        return (rotate(key, *rotation) if rotation is not None else key), value  # (B, G, K, D) each
+
+    def _cross_keys_and_values(
+        self, states: torch.Tensor, past_key_values: Cache | None, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the encoder's states: computed at the first step, then read back."""
+        if not isinstance(past_key_values, EncoderDecoderCache):
+            return self._keys_and_values(states)
+        cache = past_key_values.cross_attention_cache
+        if past_key_values.is_updated.get(layer_idx):
+            return cache.layers[layer_idx].keys, cache.layers[layer_idx].values
+        key, value = cache.update(*self._keys_and_values(states), layer_idx)
+        past_key_values.is_updated[layer_idx] = True
+        return key, value

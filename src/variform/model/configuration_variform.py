@@ -1,0 +1,561 @@
+"""The three configs of the family: every architectural choice is a field, checked when the config is built."""
+
+import copy
+import difflib
+import math
+from dataclasses import field, fields
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+VERSION = "0.1.0"
+
+PositionEmbeddingType = Literal["none", "learned", "sinusoidal", "rope", "relative_bias", "alibi"]
+NormType = Literal["layer_norm", "rms_norm"]
+NormPlacement = Literal["pre", "post", "sandwich", "reordered"]
+Pooling = Literal["first", "mean", "last"]
+Number = int | float
+
+# One table drives registration and publishing: `model_type -> {Auto class: "file.Class"}`. It is written whole into every
+# saved config, so that a repo saved from any head loads through every Auto class.
+AUTO_MAP: dict[str, dict[str, str]] = {
+    "variform_encoder": {
+        "AutoConfig": "configuration_variform.VariformEncoderConfig",
+        "AutoModel": "modeling_variform.VariformEncoderModel",
+        "AutoModelForMaskedLM": "modeling_variform.VariformEncoderForMaskedLM",
+        "AutoModelForSequenceClassification": "modeling_variform.VariformEncoderForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_variform.VariformEncoderForTokenClassification",
+        "AutoModelForQuestionAnswering": "modeling_variform.VariformEncoderForQuestionAnswering",
+        "AutoModelForMultipleChoice": "modeling_variform.VariformEncoderForMultipleChoice",
+    },
+    "variform_decoder": {
+        "AutoConfig": "configuration_variform.VariformDecoderConfig",
+        "AutoModel": "modeling_variform.VariformDecoderModel",
+        "AutoModelForCausalLM": "modeling_variform.VariformDecoderForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_variform.VariformDecoderForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_variform.VariformDecoderForTokenClassification",
+        "AutoModelForQuestionAnswering": "modeling_variform.VariformDecoderForQuestionAnswering",
+    },
+    "variform_encoder_decoder": {
+        "AutoConfig": "configuration_variform.VariformEncoderDecoderConfig",
+        "AutoModel": "modeling_variform.VariformEncoderDecoderModel",
+        "AutoModelForSeq2SeqLM": "modeling_variform.VariformEncoderDecoderForConditionalGeneration",
+    },
+}
+
+# Keys that the platform itself puts into a config.json or passes to a config, besides generation names and `_private` ones.
+PLATFORM_KEYS = frozenset(
+    "model_type auto_map architectures transformers_version transformers_weights name_or_path num_labels torch_dtype "
+    "output_attentions attn_implementation experts_implementation per_layer_config quantization_config "
+    "compression_config rope_theta rope_scaling partial_rotary_factor tie_last_hidden_states "
+    "tokenizer_class task_specific_params finetuning_task adapters base_model_name_or_path".split()
+)
+
+
+def refuse(condition: bool, message: str) -> None:
+    """Raises `ValueError(message)` if `condition` holds: a message names the field, the value and the mend."""
+    if condition:
+        raise ValueError(message)
+
+
+def one_of(name: str, value: Any, allowed: Any) -> None:
+    """Refuses `value` unless it is among `allowed`, listing the choices and the nearest one."""
+    if value in allowed:
+        return
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"`{name}={value!r}` is not one of {sorted(map(str, allowed))}.{hint}")
+
+
+def parse_pattern(spec: str | dict[str, Any]) -> dict[str, Any]:
+    """The canonical dict of one attention pattern: `"sliding_window:512"` is `{"name": "sliding_window", "window": 512}`."""
+    if isinstance(spec, str):
+        name, _, argument = spec.partition(":")
+        pattern: dict[str, Any] = {"name": name}
+        if argument:
+            key, _, number = argument.rpartition("=")
+            refuse(not number.isdigit(), f"`attention_patterns` entry {spec!r}: {argument!r} is not `name:number`.")
+            pattern[key or "window"] = int(number)
+    else:
+        pattern = dict(spec)
+    one_of("attention_patterns", pattern.get("name"), ["full", "sliding_window"])
+    wanted = {"full": {"name"}, "sliding_window": {"name", "window"}}[pattern["name"]]
+    refuse(set(pattern) != wanted, f"`attention_patterns` entry {spec!r} must have exactly the keys {sorted(wanted)}.")
+    refuse(pattern.get("window", 1) < 1, f"`attention_patterns` entry {spec!r}: the window must be at least 1 key.")
+    return pattern
+
+
+class VariformBaseConfig(PreTrainedConfig):
+    """What the three configs share: unknown keys are refused, and the whole `AUTO_MAP` entry is saved."""
+
+    variform_version: str | None = None
+
+    def refuse_unknown_keys(self, keys: dict[str, Any]) -> None:
+        """Raises `ValueError` for a key that is neither a field nor known to the platform, with the nearest field."""
+        known = {f.name for f in fields(self)} | PLATFORM_KEYS
+        known |= set(GenerationConfig._get_default_generation_params())
+        for key in keys:
+            if key in known or key.startswith("_"):
+                continue
+            newer = self.variform_version is not None and version_tuple(self.variform_version) > version_tuple(VERSION)
+            if newer:
+                raise ValueError(
+                    f"`{key}` is not a field of {type(self).__name__} in Variform {VERSION}; this config was saved by "
+                    f"{self.variform_version}: `pip install 'variform>={self.variform_version}'`."
+                )
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "see the class docstring for the fields."
+            raise ValueError(f"`{key}` is not a field of {type(self).__name__}; {hint}")
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output["variform_version"] = VERSION
+        return output
+
+    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
+        # Written whole: transformers alone would record only the head being saved
+        self.auto_map = dict(AUTO_MAP[self.model_type])
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """`"0.12.1"` -> `(0, 12, 1)`; what is not a number counts as 0."""
+    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
+
+
+@strict
+class VariformStackConfig(VariformBaseConfig):
+    r"""
+    The fields of one stack of Transformer layers; an encoder and a decoder differ by class, not by field.
+
+    Size:
+        vocab_size: number of tokens in the vocabulary.
+        hidden_size: width of the residual stream.
+        intermediate_size: inner width of the feed-forward network. Default: 4 x hidden_size, or 8/3 of it rounded up to a
+            multiple of 64 when `gated_mlp` (equal parameters).
+        num_hidden_layers: number of layers.
+        num_hidden_groups: number of distinct sets of layer weights; consecutive layers share one (ALBERT). Default: one each.
+        num_attention_heads: number of query heads.
+        num_key_value_heads: number of key and value heads; divides the query heads (1: multi-query). Default: as many.
+        head_dim: width of one head. Default: hidden_size / num_attention_heads.
+        max_position_embeddings: longest sequence, in tokens; a hard limit for `learned` positions only.
+    Embeddings:
+        embedding_size: width of the token embeddings when narrower than the model (ALBERT). Default: hidden_size.
+        embedding_scale: factor on the token embeddings; "sqrt" is the square root of their width.
+        embedding_norm: normalise the sum of the embeddings.
+        type_vocab_size: number of token types (BERT's segments); 0 for none.
+        tie_word_embeddings: the language-model head uses the token embeddings.
+    Positions:
+        position_embedding_type: none, learned, sinusoidal, rope, relative_bias (T5) or alibi.
+        rope_parameters: transformers' dict, `{"rope_type": ..., "rope_theta": ..., "partial_rotary_factor": ...}`, or one
+            such dict a layer type.
+        relative_attention_num_buckets, relative_attention_max_distance: T5's buckets; distances in tokens.
+        position_offset: row of the learned or sinusoidal table for position 0 (RoBERTa and BART: 2); the learned table has
+            max_position_embeddings + position_offset rows.
+        sinusoidal_layout: all sines then all cosines (concatenated), or alternating (interleaved).
+        sinusoidal_exponent: base 10000 to the power of 2i/d, or of 2i/(d-2) (fairseq).
+    Norms and residuals:
+        norm_type: layer_norm or rms_norm. norm_eps: its epsilon. norm_bias: layer_norm has a bias.
+        norm_unit_offset: rms_norm multiplies by 1 + weight (Gemma).
+        norm_placement: pre; post; sandwich (before and after each sublayer); reordered (after the sublayer, inside the
+            residual, OLMo 2).
+        final_norm: normalise the last hidden states. Default: unless norm_placement is post.
+        skip_first_norm: no norm before the first attention (ModernBERT, whose embeddings are normalised).
+        layer_scale_init: start value of a learned factor on each residual branch (CaiT); None for no factor.
+        parallel_residual: attention and feed-forward read the same hidden states (GPT-NeoX).
+    Attention:
+        attention_bias: biases on all projections, on none, or a list of "q", "k", "v", "o".
+        qk_norm: normalise queries and keys per "head" (Qwen3) or over their "full" width (OLMo 2).
+        attention_scale: factor on the scores. Default: head_dim ** -0.5 (T5: 1.0).
+        attn_logit_softcapping: scores are cap * tanh(score / cap) (Gemma 2).
+        attention_sinks: one learned logit a head joins each softmax (gpt-oss).
+        attention_patterns: what a query may see, tiled over the layers: "full", "sliding_window:W" (causal: W keys with the
+            query itself; both ways: W on each side).
+    Feed-forward:
+        hidden_act: any activation of transformers' ACT2FN. gated_mlp: GLU variant. mlp_bias: biases.
+    Heads:
+        lm_head_transform: dense, activation and norm before the head (BERT). lm_head_bias: a bias a token.
+        logit_scale: factor on the logits (T5 v1.0: hidden_size ** -0.5). final_logit_softcapping: Gemma 2.
+        pooler: dense and tanh on the pooled token (BERT). classifier_pooling: first or last real token, or their mean.
+    Regularisation, loss and start:
+        hidden_dropout, attention_dropout, activation_dropout, classifier_dropout: probabilities.
+        layerdrop: probability that a layer is passed over in training (arXiv:1909.11556).
+        label_smoothing, z_loss_coef: of the training loss of language-model heads.
+        initializer_range: standard deviation of the initial weights.
+
+    Raises:
+        ValueError: for an unknown key, a bad value or fields that contradict each other, naming the field and the mend.
+    """
+
+    model_type: ClassVar[str] = ""
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    is_causal_stack: ClassVar[bool] = False
+
+    vocab_size: int = 32000
+    hidden_size: int = 512
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 8
+    num_hidden_groups: int | None = None
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 2048
+
+    embedding_size: int | None = None
+    embedding_scale: Number | Literal["sqrt"] = 1.0
+    embedding_norm: bool = False
+    type_vocab_size: int = 0
+    tie_word_embeddings: bool = True
+
+    position_embedding_type: PositionEmbeddingType = "rope"
+    rope_parameters: dict[str, Any] | None = None
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    position_offset: int = 0
+    sinusoidal_layout: Literal["concatenated", "interleaved"] = "concatenated"
+    sinusoidal_exponent: Literal["2i/d", "2i/(d-2)"] = "2i/d"
+
+    norm_type: NormType = "rms_norm"
+    norm_eps: Number = 1e-6
+    norm_bias: bool = True
+    norm_unit_offset: bool = False
+    norm_placement: NormPlacement = "pre"
+    final_norm: bool | None = None
+    skip_first_norm: bool = False
+    layer_scale_init: Number | None = None
+    parallel_residual: bool = False
+
+    attention_bias: bool | list[str] = False
+    qk_norm: Literal["head", "full"] | None = None
+    attention_scale: Number | None = None
+    attn_logit_softcapping: Number | None = None
+    attention_sinks: bool = False
+    attention_patterns: list[Any] = field(default_factory=lambda: ["full"])
+
+    hidden_act: str = "silu"
+    gated_mlp: bool = True
+    mlp_bias: bool = False
+
+    lm_head_transform: bool = False
+    lm_head_bias: bool = False
+    logit_scale: Number = 1.0
+    final_logit_softcapping: Number | None = None
+    pooler: bool = False
+    classifier_pooling: Pooling = "mean"
+
+    hidden_dropout: Number = 0.0
+    attention_dropout: Number = 0.0
+    activation_dropout: Number = 0.0
+    classifier_dropout: Number = 0.0
+    layerdrop: Number = 0.0
+    label_smoothing: Number = 0.0
+    z_loss_coef: Number = 0.0
+    initializer_range: Number = 0.02
+
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.refuse_unknown_keys(kwargs)
+        self._check_sizes()
+        if self.intermediate_size is None:
+            gated = 64 * math.ceil(self.hidden_size * 8 / 3 / 64)
+            self.intermediate_size = gated if self.gated_mlp else 4 * self.hidden_size
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.embedding_size is None:
+            self.embedding_size = self.hidden_size
+        if self.final_norm is None:
+            self.final_norm = self.norm_placement != "post"
+        self.attention_patterns = [parse_pattern(spec) for spec in self.attention_patterns]
+        self.rope_parameters = copy.deepcopy(self.rope_parameters)
+        super().__post_init__(**kwargs)
+        if self.position_embedding_type != "rope":
+            self.rope_parameters = None
+        self._check_choices()
+        self._check_combinations()
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Hugging Face's name of each layer's pattern, from which stock caches and masks are chosen."""
+        names = {"full": "full_attention", "sliding_window": "sliding_attention"}
+        patterns = [names[pattern["name"]] for pattern in self.attention_patterns]
+        return [patterns[i % len(patterns)] for i in range(self.num_hidden_layers)]
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Keys that a sliding layer sees (causal), or sees on each side (both ways); None without such layers."""
+        return next((pattern["window"] for pattern in self.attention_patterns if "window" in pattern), None)
+
+    @property
+    def base_model_fsdp_plan(self) -> dict[str, str]:
+        """The units that FSDP2 shards; the last norm stays whole because the head reads it at once."""
+        plan = {"embed_tokens": "free_full_weight", "layers.*": "free_full_weight"}
+        return {**plan, "norm": "keep_full_weight"} if self.final_norm else plan
+
+    @property
+    def biased_projections(self) -> set[str]:
+        """Which of the projections "q", "k", "v", "o" have a bias."""
+        if isinstance(self.attention_bias, bool):
+            return set("qkvo") if self.attention_bias else set()
+        return set(self.attention_bias)
+
+    def rope_parameters_of(self, layer_type: str) -> dict[str, Any] | None:
+        """The rope dict of one layer type: its own entry, or the one that serves all layers."""
+        if self.rope_parameters is not None and layer_type in self.rope_parameters:
+            return self.rope_parameters[layer_type]
+        return self.rope_parameters
+
+    def _check_sizes(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+            refuse(getattr(self, name) < 1, f"`{name}={getattr(self, name)}` must be at least 1.")
+        for name in ("intermediate_size", "head_dim", "num_key_value_heads", "embedding_size", "num_hidden_groups"):
+            value = getattr(self, name)
+            refuse(value is not None and value < 1, f"`{name}={value}` must be at least 1, or unset to derive it.")
+        refuse(self.type_vocab_size < 0, f"`type_vocab_size={self.type_vocab_size}` must be 0 (none) or more.")
+        refuse(self.position_offset < 0, f"`position_offset={self.position_offset}` must be 0 or more.")
+        refuse(
+            self.head_dim is None and self.hidden_size % self.num_attention_heads != 0,
+            f"`hidden_size={self.hidden_size}` is not a multiple of `num_attention_heads={self.num_attention_heads}`; "
+            "set `head_dim` to choose the width of a head freely.",
+        )
+
+    def _check_choices(self) -> None:
+        one_of("hidden_act", self.hidden_act, list(ACT2FN))
+        for name in ("hidden", "attention", "activation", "classifier"):
+            value = getattr(self, f"{name}_dropout")
+            refuse(not 0 <= value < 1, f"`{name}_dropout={value}` is a probability: it must lie in [0, 1).")
+        for name in ("layerdrop", "label_smoothing"):
+            value = getattr(self, name)
+            refuse(not 0 <= value < 1, f"`{name}={value}` is a probability: it must lie in [0, 1).")
+        refuse(self.z_loss_coef < 0, f"`z_loss_coef={self.z_loss_coef}` must be 0 (off) or more.")
+        refuse(self.norm_eps <= 0, f"`norm_eps={self.norm_eps}` must be above 0.")
+        for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_scale"):
+            value = getattr(self, name)
+            refuse(value is not None and value <= 0, f"`{name}={value}` must be above 0, or null to leave it out.")
+        if not isinstance(self.attention_bias, bool):
+            for projection in self.attention_bias:
+                one_of("attention_bias", projection, ["q", "k", "v", "o"])
+        refuse(not self.attention_patterns, "`attention_patterns=[]` is empty: name at least one, such as 'full'.")
+        eos_ids = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        for name, ids in (("pad", [self.pad_token_id]), ("bos", [self.bos_token_id]), ("eos", eos_ids)):
+            for token_id in ids:
+                refuse(
+                    token_id is not None and not 0 <= token_id < self.vocab_size,
+                    f"`{name}_token_id={token_id}` is outside the vocabulary: `vocab_size={self.vocab_size}`.",
+                )
+
+    def _check_combinations(self) -> None:
+        refuse(
+            self.num_attention_heads % self.num_key_value_heads != 0,
+            f"`num_key_value_heads={self.num_key_value_heads}` does not divide "
+            f"`num_attention_heads={self.num_attention_heads}`.",
+        )
+        refuse(
+            self.num_hidden_layers % (self.num_hidden_groups or 1) != 0,
+            f"`num_hidden_groups={self.num_hidden_groups}` does not divide `num_hidden_layers={self.num_hidden_layers}`.",
+        )
+        refuse(
+            self.norm_unit_offset and self.norm_type != "rms_norm",
+            f"`norm_unit_offset=True` is a form of rms_norm, got `norm_type={self.norm_type!r}`; drop one of them.",
+        )
+        refuse(
+            self.parallel_residual and self.norm_placement != "pre",
+            f"`parallel_residual=True` needs `norm_placement='pre'`, got {self.norm_placement!r}.",
+        )
+        refuse(
+            self.skip_first_norm and self.norm_placement not in ("pre", "sandwich"),
+            f"`skip_first_norm=True` leaves out a norm that `norm_placement={self.norm_placement!r}` does not have.",
+        )
+        windows = {pattern["window"] for pattern in self.attention_patterns if "window" in pattern}
+        refuse(
+            len(windows) > 1,
+            f"`attention_patterns` has windows of {sorted(windows)} keys; sliding layers share one window a stack.",
+        )
+        refuse(
+            len(windows) == 1 and max(windows) > self.max_position_embeddings,
+            f"`attention_patterns` has a window of {max(windows, default=0)} keys, wider than "
+            f"`max_position_embeddings={self.max_position_embeddings}`; use 'full'.",
+        )
+        if self.position_embedding_type == "rope":
+            self._check_rope()
+        if self.position_embedding_type == "sinusoidal":
+            refuse(
+                self.embedding_size % 2 != 0 or self.embedding_size < 4,
+                f"`position_embedding_type='sinusoidal'` needs an even embedding width of at least 4, got "
+                f"{self.embedding_size}.",
+            )
+        if self.position_embedding_type == "relative_bias":
+            self._check_buckets()
+
+    def _check_rope(self) -> None:
+        for layer_type in set(self.layer_types):
+            parameters = self.rope_parameters_of(layer_type) or {}
+            rope_type = parameters.get("rope_type", "default")
+            one_of("rope_parameters['rope_type']", rope_type, ["default", *ROPE_INIT_FUNCTIONS])
+            theta = parameters.get("rope_theta")
+            refuse(
+                not isinstance(theta, (int, float)) or theta <= 0,
+                f"`rope_parameters['rope_theta']={theta}` must be above 0.",
+            )
+            rotated = int(self.head_dim * parameters.get("partial_rotary_factor", 1.0))
+            refuse(
+                rotated < 2 or rotated % 2 != 0 or rotated > self.head_dim,
+                f"`position_embedding_type='rope'` rotates pairs: `head_dim={self.head_dim}` times "
+                f"`partial_rotary_factor={parameters.get('partial_rotary_factor', 1.0)}` gives {rotated}; choose an even number.",
+            )
+
+    def _check_buckets(self) -> None:
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        exact = buckets // (2 if self.is_causal_stack else 4)
+        refuse(
+            exact < 1 or (not self.is_causal_stack and buckets % 2 != 0),
+            f"`relative_attention_num_buckets={buckets}` is too small or odd: causal stacks need 2 or more, "
+            "bidirectional ones an even number from 4.",
+        )
+        refuse(
+            distance <= exact,
+            f"`relative_attention_max_distance={distance}` must be above {exact}, the distances that "
+            f"`relative_attention_num_buckets={buckets}` tells apart one by one.",
+        )
+
+
+@strict
+class VariformEncoderConfig(VariformStackConfig):
+    """A stack that sees both ways (BERT); fields as in `VariformStackConfig`."""
+
+    model_type: ClassVar[str] = "variform_encoder"
+
+
+@strict
+class VariformDecoderConfig(VariformStackConfig):
+    """A stack that sees the past (GPT); fields as in `VariformStackConfig`, classifiers read the last token."""
+
+    model_type: ClassVar[str] = "variform_decoder"
+    is_causal_stack: ClassVar[bool] = True
+
+    classifier_pooling: Pooling = "last"
+
+
+# What belongs to the pair, and is refused in `encoder` and `decoder` when it differs from the default
+PAIR_FIELDS = ("label_smoothing", "z_loss_coef")
+MIRRORED_FIELDS = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+@strict
+class VariformEncoderDecoderConfig(VariformBaseConfig):
+    r"""
+    An encoder and a decoder that attends to it (T5). The two may differ in every field, width and depth included.
+
+    Args:
+        encoder, decoder: a dict of fields, a config, or unset for the defaults.
+        pad_token_id, bos_token_id, eos_token_id, decoder_start_token_id: special tokens of the pair.
+        tie_word_embeddings: the head uses the decoder's token embeddings.
+        tie_encoder_decoder_embeddings: the decoder uses the encoder's token embeddings. Default: when their shapes agree.
+        label_smoothing, z_loss_coef: of the training loss.
+
+    `hidden_size vocab_size num_hidden_layers num_attention_heads num_key_value_heads` mirror the decoder's, read-only, where
+    PEFT and generation look for them.
+
+    Raises:
+        ValueError: for an unknown key, a bad value or fields that contradict each other, naming the field and the mend.
+    """
+
+    model_type: ClassVar[str] = "variform_encoder_decoder"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "encoder_last_hidden_state"]
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "encoder": VariformEncoderConfig,
+        "decoder": VariformDecoderConfig,
+    }
+
+    encoder: dict[str, Any] | PreTrainedConfig | None = None
+    decoder: dict[str, Any] | PreTrainedConfig | None = None
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = True
+    tie_encoder_decoder_embeddings: bool | None = None
+    label_smoothing: Number = 0.0
+    z_loss_coef: Number = 0.0
+    initializer_range: Number = 0.02
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    decoder_start_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        for name in MIRRORED_FIELDS:
+            kwargs.pop(name, None)
+        self.refuse_unknown_keys(kwargs)
+        self.encoder = self._with_pair_ids("encoder", self.encoder)
+        self.decoder = self._with_pair_ids("decoder", self.decoder)
+        super().__post_init__(**kwargs)
+        self._check_pair()
+
+    def _with_pair_ids(self, side: str, stack: Any) -> Any:
+        """The sub-config's dict with the pair's special ids, so that each stack knows its padding."""
+        stack = stack.to_dict() if isinstance(stack, PreTrainedConfig) else dict(stack or {})
+        for name in PAIR_FIELDS:
+            refuse(
+                bool(stack.get(name)),
+                f"`{side}.{name}={stack.get(name)}` belongs to the pair: set `{name}` beside `{side}`, not inside it.",
+            )
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            stack[name] = getattr(self, name) if getattr(self, name) is not None else stack.get(name)
+        wanted = self.sub_configs_defaults[side].model_type
+        refuse(
+            stack.pop("model_type", wanted) != wanted,
+            f"`{side}` must be a {wanted} config.",
+        )
+        return stack
+
+    def _check_pair(self) -> None:
+        smoothing = self.label_smoothing
+        refuse(not 0 <= smoothing < 1, f"`label_smoothing={smoothing}` is a probability: it must lie in [0, 1).")
+        refuse(self.z_loss_coef < 0, f"`z_loss_coef={self.z_loss_coef}` must be 0 (off) or more.")
+        start = self.decoder_start_token_id
+        refuse(
+            start is not None and not 0 <= start < self.decoder.vocab_size,
+            f"`decoder_start_token_id={start}` is outside the vocabulary: `decoder.vocab_size={self.decoder.vocab_size}`.",
+        )
+        shapes = [(stack.vocab_size, stack.embedding_size) for stack in (self.encoder, self.decoder)]
+        if self.tie_encoder_decoder_embeddings is None:
+            self.tie_encoder_decoder_embeddings = shapes[0] == shapes[1]
+        refuse(
+            self.tie_encoder_decoder_embeddings and shapes[0] != shapes[1],
+            f"`tie_encoder_decoder_embeddings=True` needs equal `vocab_size` and `embedding_size` in both stacks, got "
+            f"{shapes[0]} and {shapes[1]}; set it to False.",
+        )
+
+    # Read-only, but for the vocabulary: resizing the embeddings writes it here
+    hidden_size = property(lambda self: self.decoder.hidden_size)
+    num_hidden_layers = property(lambda self: self.decoder.num_hidden_layers)
+    num_attention_heads = property(lambda self: self.decoder.num_attention_heads)
+    num_key_value_heads = property(lambda self: self.decoder.num_key_value_heads)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.decoder.vocab_size = value
+        if self.tie_encoder_decoder_embeddings:
+            self.encoder.vocab_size = value
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output.update({name: getattr(self, name) for name in MIRRORED_FIELDS})
+        return output
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The decoder's config, the encoder's with `encoder=True` alone, or this one when neither is asked for."""
+        if encoder and not decoder:
+            return self.encoder
+        return self.decoder if decoder and not encoder else self

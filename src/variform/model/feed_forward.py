@@ -1,0 +1,33 @@
+"""The position-wise feed-forward network, plain and gated."""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+
+class FeedForward(nn.Module):
+    """Two-layer network applied to each position (Vaswani et al., arXiv:1706.03762, sec. 3.3).
+
+    With `config.gated_mlp`, `down(act(gate(h)) * up(h))` (GLU variants, arXiv:2002.05202); else `down(act(up(h)))`.
+
+    Args:
+        config: reads `hidden_size intermediate_size hidden_act gated_mlp mlp_bias activation_dropout`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        hidden_size, inner_size = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(hidden_size, inner_size, bias=config.mlp_bias) if config.gated_mlp else None
+        self.up_proj = nn.Linear(hidden_size, inner_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(inner_size, hidden_size, bias=config.mlp_bias)
+        self.down_proj.writes_residual = True  # starts smaller, see `_init_weights`
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.activation_dropout) if config.activation_dropout > 0 else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(batch, seq, hidden_size)` -> `(batch, seq, hidden_size)`."""
+        if self.gate_proj is None:
+            inner = self.act_fn(self.up_proj(hidden_states))  # (batch, seq, intermediate_size)
+        else:
+            inner = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(self.dropout(inner))

@@ -1,0 +1,324 @@
+"""One mixin a task: what is put on a stack, and its loss."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import (
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils import can_return_tuple
+
+from .losses import cross_entropy, linear_cross_entropy
+from .norms import make_norm
+
+
+def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, how: str) -> torch.Tensor:
+    """One vector a sequence: its "first" or "last" real token, or the "mean" of them, whichever side is padded.
+
+    Args:
+        hidden_states: `(batch, seq, hidden_size)`. attention_mask: `(batch, past + seq)`, 1 for real tokens, or None.
+
+    Returns:
+        `(batch, hidden_size)`; 0 for the mean of a row without real tokens.
+    """
+    if attention_mask is None or attention_mask.ndim != 2:
+        return {"first": hidden_states[:, 0], "last": hidden_states[:, -1]}.get(how, hidden_states.mean(dim=1))
+    real = attention_mask[:, -hidden_states.shape[1] :].to(hidden_states.device)
+    if how == "mean":
+        weights = real[..., None].to(hidden_states.dtype)
+        return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    slots = torch.arange(real.shape[1], device=real.device)
+    score = real * (slots + 1) if how == "last" else real * (real.shape[1] - slots)
+    return hidden_states[torch.arange(real.shape[0], device=real.device), score.argmax(dim=-1)]
+
+
+class Pooler(nn.Module):
+    """Dense and tanh on the pooled token (BERT, arXiv:1810.04805)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """`(batch, hidden_size)` -> `(batch, hidden_size)`, in (-1, 1)."""
+        return torch.tanh(self.dense(pooled))
+
+
+class HeadTransform(nn.Module):
+    """From the hidden width to the embeddings' before a language-model head; with activation and norm as in BERT."""
+
+    def __init__(self, config):
+        super().__init__()
+        bias = config.mlp_bias if config.lm_head_transform else False
+        self.dense = nn.Linear(config.hidden_size, config.embedding_size, bias=bias)
+        self.act_fn = ACT2FN[config.hidden_act] if config.lm_head_transform else nn.Identity()
+        self.norm = make_norm(config, config.embedding_size) if config.lm_head_transform else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(..., hidden_size)` -> `(..., embedding_size)`."""
+        return self.norm(self.act_fn(self.dense(hidden_states)))
+
+
+class LanguageModelHead:
+    """The head over the vocabulary and its loss: causal, masked and conditional models differ in the labels they hand in.
+
+    In training with labels the logits are never built (`logits` is None in the output): the loss is taken chunk by chunk.
+    Set `model.keep_training_logits = True`, or pass `skip_logits=False`, to have them.
+    """
+
+    keep_training_logits = False
+
+    def add_head(self, config) -> None:
+        """Adds the modules. Args: config: the config of the stack that the head reads."""
+        needs_transform = config.lm_head_transform or config.embedding_size != config.hidden_size
+        self.head_transform = HeadTransform(config) if needs_transform else nn.Identity()
+        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
+        self.head_config = config
+
+    def score(
+        self,
+        hidden_states: torch.Tensor,
+        targets: torch.LongTensor | None,
+        *,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Loss and logits `(batch, kept, vocab_size)`; either may be None.
+
+        Args:
+            hidden_states: `(batch, seq, hidden_size)`.
+            targets: `(batch, seq)`, the token that each position should predict; -100 carries no weight.
+            logits_to_keep: how many of the last positions to score, or their indices; 0 for all.
+            skip_logits: leave the logits out. Default: in training with targets, unless `keep_training_logits`.
+            num_items_in_batch: divides the summed loss; default: the number of targets.
+        """
+        config = self.head_config
+        hidden_states = self.head_transform(hidden_states)
+        if skip_logits is None:
+            skip_logits = self.training and not self.keep_training_logits
+        options = {"num_items_in_batch": num_items_in_batch}
+        if self.training:
+            options.update(label_smoothing=self.config.label_smoothing, z_loss_coef=self.config.z_loss_coef)
+        if targets is not None and skip_logits:
+            scaling = {"logit_scale": config.logit_scale, "logit_softcap": config.final_logit_softcapping}
+            return linear_cross_entropy(hidden_states, self.lm_head, targets, **scaling, **options), None
+        if isinstance(logits_to_keep, int):
+            kept = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
+        else:
+            kept = logits_to_keep
+        if targets is None:
+            hidden_states = hidden_states[:, kept]
+        logits = self.lm_head(hidden_states)
+        if config.logit_scale != 1.0:
+            logits = logits * config.logit_scale
+        if config.final_logit_softcapping is not None:
+            logits = torch.tanh(logits / config.final_logit_softcapping) * config.final_logit_softcapping
+        if targets is None:
+            return None, logits
+        return cross_entropy(logits, targets, **options), logits[:, kept]
+
+
+def check_labels(labels: torch.Tensor | None, expected: tuple[int, ...]) -> None:
+    """Refuses labels that are not integer ids of the expected shape.
+
+    Raises:
+        ValueError: naming the dtype or both shapes.
+    """
+    if labels is None:
+        return
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"`labels` must hold integer token ids, got dtype {labels.dtype}; use `.long()`.")
+    if tuple(labels.shape) != tuple(expected):
+        raise ValueError(f"`labels` has shape {tuple(labels.shape)}, expected {tuple(expected)}: one label a token.")
+
+
+def classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, config, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross-entropy, squared error or binary cross-entropy, as `config.problem_type` says or labels and sizes imply.
+
+    Args:
+        logits: `(..., num_labels)`. labels: `(...)` class ids, or as many floats as logits; -100 carries no weight.
+        num_items_in_batch: divides the summed loss, so that accumulated steps add up to one large batch.
+    """
+    labels = labels.to(logits.device)
+    problem = config.problem_type
+    if problem is None:
+        if config.num_labels == 1:
+            problem = "regression"
+        else:
+            problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    if problem == "single_label_classification":
+        if labels.is_floating_point():
+            raise ValueError(f"`labels` must hold integer class ids, got dtype {labels.dtype}; use `.long()`.")
+        return cross_entropy(logits, labels, num_items_in_batch=num_items_in_batch)
+    if logits.numel() != labels.numel():
+        raise ValueError(f"`labels` has shape {tuple(labels.shape)}, expected that of the logits, {tuple(logits.shape)}.")
+    loss_fn = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
+    total = loss_fn(logits.float().flatten(), labels.float().flatten(), reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+class ClassificationHead(nn.Module):
+    """Dropout and a linear map to the labels, after BERT's pooler where the form has one."""
+
+    def __init__(self, config, num_labels: int, has_pooler: bool):
+        super().__init__()
+        self.pooler = Pooler(config) if has_pooler else nn.Identity()
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(..., hidden_size)` -> `(..., num_labels)`."""
+        return self.out_proj(self.dropout(self.pooler(hidden_states)))
+
+
+class SequenceClassificationHead:
+    """One label a sequence, from its pooled vector."""
+
+    def add_head(self, config) -> None:
+        self.num_labels = config.num_labels
+        self.classifier = ClassificationHead(config, config.num_labels, config.pooler)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """Args: labels: `(batch,)` class ids; floats `(batch,)` for one label, `(batch, num_labels)` for several at once."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        outputs = self.model(
+            input_ids, attention_mask, position_ids, token_type_ids, past_key_values, inputs_embeds, **kwargs
+        )
+        pooled = pool(outputs.last_hidden_state, attention_mask, self.config.classifier_pooling)
+        logits = self.classifier(pooled)
+        loss = None if labels is None else classification_loss(logits, labels, self.config, num_items)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class TokenClassificationHead:
+    """One label a token."""
+
+    def add_head(self, config) -> None:
+        self.num_labels = config.num_labels
+        self.classifier = ClassificationHead(config, config.num_labels, has_pooler=False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """Args: labels: `(batch, seq)` class ids; -100 carries no weight."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        outputs = self.model(
+            input_ids, attention_mask, position_ids, token_type_ids, past_key_values, inputs_embeds, **kwargs
+        )
+        logits = self.classifier(outputs.last_hidden_state)
+        check_labels(labels, logits.shape[:-1])
+        loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch=num_items)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class QuestionAnsweringHead:
+    """Where in the text the answer starts and ends."""
+
+    def add_head(self, config) -> None:
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """Args: start_positions, end_positions: `(batch,)` token indices; outside the text, they carry no weight."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        outputs = self.model(
+            input_ids, attention_mask, position_ids, token_type_ids, past_key_values, inputs_embeds, **kwargs
+        )
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)  # (batch, seq) each
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = start_logits.shape[1]
+            starts, ends = (
+                positions.view(-1).masked_fill((positions.view(-1) < 0) | (positions.view(-1) >= length), -100)
+                for positions in (start_positions, end_positions)
+            )
+            loss = 0.5 * (
+                cross_entropy(start_logits, starts, num_items_in_batch=num_items)
+                + cross_entropy(end_logits, ends, num_items_in_batch=num_items)
+            )
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class MultipleChoiceHead:
+    """Which of several sequences is the right one: a score each, from its pooled vector."""
+
+    def add_head(self, config) -> None:
+        self.classifier = ClassificationHead(config, 1, config.pooler)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput:
+        """Args: all inputs `(batch, choices, seq, ...)`. labels: `(batch,)`, the number of the right choice."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None or given.ndim < 3:
+            raise ValueError("Give `input_ids` (batch, choices, seq) or `inputs_embeds` (batch, choices, seq, size).")
+        num_choices = given.shape[1]
+        flat = [
+            None if tensor is None else tensor.flatten(0, 1)
+            for tensor in (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
+        ]
+        outputs = self.model(*flat[:4], inputs_embeds=flat[4], **kwargs)
+        pooled = pool(outputs.last_hidden_state, flat[1], self.config.classifier_pooling)
+        logits = self.classifier(pooled).view(-1, num_choices)
+        loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch=num_items)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )

@@ -1,0 +1,275 @@
+"""Cross-entropy of language-model heads: pure functions.
+
+Legend: N tokens, V vocabulary, D width of the head's input, C tokens in a chunk.
+"""
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# Logits held at a time. 16 MiB of float32 stay in a CPU's cache; an accelerator is idle on products that small.
+CHUNK_LOGITS = {"cpu": 2**22}
+ACCELERATOR_CHUNK_LOGITS = 2**27
+# Below this many rows a product spends its time on reading the weight.
+MIN_CHUNK_TOKENS = 64
+# How often a wrapped head is called. Constant, because under FSDP a call is a collective: processes whose batches have
+# different lengths would otherwise wait for each other for ever.
+HEAD_CALLS = 8
+
+
+def shift_labels(labels: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
+    """Next-token targets `(batch, seq)`: labels moved one to the left; the last position predicts nothing."""
+    return F.pad(labels[..., 1:], (0, 1), value=ignore_index)
+
+
+def scale_logits(logits: torch.Tensor, logit_scale: float = 1.0, logit_softcap: float | None = None) -> torch.Tensor:
+    """Logits times a constant, then soft-capped: `cap * tanh(logits / cap)` (Gemma 2, arXiv:2408.00118, sec. 2)."""
+    if logit_scale != 1.0:
+        logits = logits * logit_scale
+    return logits if logit_softcap is None else torch.tanh(logits / logit_softcap) * logit_softcap
+
+
+def check_labels(labels: torch.Tensor, shape: tuple[int, ...], num_classes: int, ignore_index: int = -100) -> None:
+    """Refuses labels that are not class ids, one a position.
+
+    The range is read on the CPU only: elsewhere it would make the host wait, and the kernel itself checks it.
+
+    Raises:
+        ValueError: naming the dtype, both shapes, or the first label out of range.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"`labels` must hold integer ids, got dtype {labels.dtype}; use `labels.long()`.")
+    if tuple(labels.shape) != tuple(shape):
+        raise ValueError(f"`labels` has shape {tuple(labels.shape)}, expected {tuple(shape)}: one label a position.")
+    if _is_traced() or labels.device.type != "cpu":
+        return
+    is_wrong = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
+    if is_wrong.any():
+        first = is_wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"`labels[{', '.join(map(str, first))}] = {labels[tuple(first)]}` is outside the {num_classes} classes of "
+            f"the head (0 to {num_classes - 1}); give {ignore_index} to positions that carry no weight."
+        )
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss_coef: float = 0.0,
+    ignore_index: int = -100,
+) -> torch.Tensor:
+    """Mean cross-entropy of the labels that count, in float32; 0 with zero gradients where none does.
+
+    A label costs `(1 - s) * -log p[label] + s * mean(-log p) + z_loss_coef * logsumexp(logits)**2`: label smoothing
+    `s` as in torch (arXiv:1512.00567, sec. 7) and z-loss (PaLM, arXiv:2204.02311, sec. 5).
+
+    Args:
+        logits: `(..., num_classes)`.
+        labels: `(...)` integers in `[0, num_classes)`; `ignore_index` carries no weight.
+        num_items_in_batch: divides the sum in place of the number of labels that count, so that the losses of
+            accumulated steps add up to the one of a large batch.
+
+    Raises:
+        ValueError: if the labels are not integers, have another shape or are out of range.
+    """
+    check_labels(labels, logits.shape[:-1], logits.shape[-1], ignore_index)
+    labels = labels.to(logits.device, torch.long)
+    total = _loss_sum(logits.flatten(0, -2), labels.flatten(), label_smoothing, z_loss_coef, ignore_index)
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels != ignore_index).sum()
+    return _divide(total, num_items_in_batch)
+
+
+def linear_cross_entropy(
+    hidden_states: torch.Tensor,
+    lm_head: nn.Module,
+    labels: torch.Tensor,
+    *,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss_coef: float = 0.0,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """`cross_entropy` of `scale_logits(lm_head(hidden_states))`, holding the logits of a few tokens at a time.
+
+    Tokens without weight are left out. A bare `nn.Linear` goes the fast way (`LinearCrossEntropy`). Any other head
+    (LoRA, quantized, FSDP, with hooks), and any head under `torch.compile`, is called chunk by chunk and again in
+    backward: reading its weight would leave out what the wrapper adds.
+
+    Args:
+        hidden_states: `(..., D)`. lm_head: maps them to `(..., V)`.
+        labels: `(...)`, the token that each position should predict; see `cross_entropy`, also for the other options.
+        chunk_size: tokens in a chunk of the fast way. Default: as many as keep it fast at a bounded memory.
+
+    Raises:
+        ValueError: if the labels are not integers, have another shape or are out of range.
+    """
+    check_labels(labels, hidden_states.shape[:-1], lm_head.out_features, ignore_index)
+    labels = labels.to(hidden_states.device, torch.long).flatten()
+    hidden_states = hidden_states.flatten(0, -2)
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels != ignore_index).sum()
+    if not _is_traced():
+        counted = (labels != ignore_index).nonzero().squeeze(1)
+        hidden_states, labels = hidden_states.index_select(0, counted), labels[counted]
+    scaling, smoothing = (logit_scale, logit_softcap), (label_smoothing, z_loss_coef)
+    if _is_plain_linear(lm_head) and not _is_traced():
+        options = (chunk_size, torch.is_grad_enabled(), *scaling, *smoothing)
+        total = LinearCrossEntropy.apply(hidden_states, lm_head.weight, lm_head.bias, labels, *options)
+    else:
+        total = _sum_over_head_calls(hidden_states, lm_head, labels, scaling, smoothing, ignore_index)
+    return _divide(total, num_items_in_batch)
+
+
+def _is_traced() -> bool:
+    """Whether values cannot be looked at, because a graph is being recorded."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling the module does nothing but `F.linear` with the weight that it holds."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, torch.Tensor)
+        and "forward" not in vars(module)  # accelerate's hooks replace the method on the instance
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+    )
+
+
+def _divide(total: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
+    # DataParallel hands each replica a count of shape (1,)
+    num_items = torch.as_tensor(num_items, device=total.device).squeeze()
+    return total / num_items.clamp(min=1)
+
+
+def _loss_sum(logits, labels, label_smoothing, z_loss_coef, ignore_index):
+    """Sum of the losses of `(C, V)` logits and `(C,)` labels; the plain twin of `_loss_and_gradient_`."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": "sum"}
+    total = F.cross_entropy(logits, labels, **options)
+    if z_loss_coef:
+        total = total + z_loss_coef * (logits.logsumexp(-1).square() * (labels != ignore_index)).sum()
+    return total
+
+
+def _sum_over_head_calls(hidden_states, lm_head, labels, scaling, smoothing, ignore_index):
+    """Sum of the losses, from `HEAD_CALLS` calls of the head whose logits are made again in backward."""
+    missing = max(0, HEAD_CALLS - len(labels))  # some heads refuse an empty chunk
+    hidden_states = F.pad(hidden_states, (0, 0, 0, missing))
+    labels = F.pad(labels, (0, missing), value=ignore_index)
+
+    def chunk_loss(chunk, chunk_labels):
+        return _loss_sum(scale_logits(lm_head(chunk), *scaling), chunk_labels, *smoothing, ignore_index)
+
+    chunks = zip(hidden_states.tensor_split(HEAD_CALLS), labels.tensor_split(HEAD_CALLS))
+    return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
+def _loss_and_gradient_(logits, labels, logit_scale, logit_softcap, label_smoothing, z_loss_coef):
+    """Sum of the losses of raw `(C, V)` logits, which are overwritten with its gradient.
+
+    With z the scaled logits, lse their logsumexp and p their softmax, a row costs `lse - (1-s) z[label] - s mean(z) +
+    c lse**2`, and its gradient is `(1 + 2 c lse) p - s/V - (1-s) onehot(label)`, then the chain rule of the scaling.
+    """
+    labels = labels[:, None]
+    if logit_scale != 1.0:
+        logits.mul_(logit_scale)
+    if logit_softcap is not None:
+        slope = 1 - logits.div_(logit_softcap).tanh_().square()
+        logits.mul_(logit_softcap)
+    at_label = logits.gather(1, labels)
+    loss = (label_smoothing - 1) * at_label.sum()
+    if label_smoothing:
+        loss -= label_smoothing * logits.mean(1).sum()
+
+    top = logits.amax(1, keepdim=True)
+    norm = logits.sub_(top).exp_().sum(1, keepdim=True)
+    lse = top + norm.log()
+    loss += (lse + z_loss_coef * lse.square()).sum()
+
+    logits.mul_((1 + 2 * z_loss_coef * lse) / norm)
+    if label_smoothing:
+        logits.sub_(label_smoothing / logits.shape[1])
+    logits.scatter_add_(1, labels, torch.full_like(at_label, label_smoothing - 1))
+    if logit_softcap is not None:
+        logits.mul_(slope)
+    if logit_scale != 1.0:
+        logits.mul_(logit_scale)
+    return loss
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the losses of `hidden_states @ weight.T + bias`, with its gradients made in forward, chunk by chunk.
+
+    The logits of a chunk become their own gradient in one buffer and are spent at once on the gradients of the inputs:
+    nothing of size `(N, V)` exists. Softmax and sums are in float32, products in the inputs' or autocast's dtype.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_states, weight, bias, labels, chunk_size, is_grad_enabled, *loss_options):
+        """`(N, D)`, `(V, D)`, `(V,)` or None, and `(N,)` labels that all count -> scalar."""
+        device = hidden_states.device
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden_states, weight, bias)]
+        ctx.is_spent = False
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+            hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
+        dtype, exact = hidden_states.dtype, torch.promote_types(hidden_states.dtype, torch.float32)
+        num_tokens, vocab_size = len(labels), len(weight)
+        chunk_size = min(num_tokens, chunk_size or _chunk_size(vocab_size, device.type))
+
+        needs_hidden, needs_weight, needs_bias = (is_grad_enabled and needed for needed in ctx.needs_input_grad[:3])
+        grad_hidden = torch.empty_like(hidden_states) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if needs_bias else None
+        exact_buffer = torch.empty(chunk_size, vocab_size, dtype=exact, device=device)
+        buffer = exact_buffer if dtype == exact else torch.empty_like(exact_buffer, dtype=dtype)
+        partial = torch.empty_like(weight) if needs_weight and dtype != exact else None
+
+        loss = torch.zeros((), dtype=exact, device=device)
+        with torch.autocast(device.type, enabled=False):
+            for start in range(0, num_tokens, max(1, chunk_size)):
+                rows = slice(start, start + chunk_size)
+                hidden, product = hidden_states[rows], buffer[: num_tokens - start]
+                torch.mm(hidden, weight.t(), out=product)
+                logits = exact_buffer[: len(product)].copy_(product)
+                if bias is not None:
+                    logits.add_(bias)
+                loss += _loss_and_gradient_(logits, labels[rows], *loss_options)
+                product.copy_(logits)
+                if needs_hidden:
+                    torch.mm(product, weight, out=grad_hidden[rows])
+                if needs_weight and partial is None:
+                    grad_weight.addmm_(product.t(), hidden)
+                elif needs_weight:
+                    grad_weight.add_(torch.mm(product.t(), hidden, out=partial))
+                if needs_bias:
+                    grad_bias.add_(logits.sum(0))
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        """Scales the gradients in place: a copy of the weight's would double the peak."""
+        if ctx.is_spent:
+            raise RuntimeError("This loss was backpropagated before and keeps no gradients, even with `retain_graph`.")
+        ctx.is_spent = True
+        grads = [
+            None if grad is None else grad.mul_(grad_output).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes)
+        ]
+        return *grads, *[None] * (len(ctx.needs_input_grad) - len(grads))
+
+
+def _chunk_size(vocab_size, device_type):
+    return max(MIN_CHUNK_TOKENS, CHUNK_LOGITS.get(device_type, ACCELERATOR_CHUNK_LOGITS) // vocab_size)

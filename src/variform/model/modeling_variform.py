@@ -1,0 +1,573 @@
+"""The public classes: one stack each, or two, under a task's head; what Hugging Face asks of them stands in their bases."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_variform import VariformDecoderConfig, VariformEncoderConfig, VariformEncoderDecoderConfig
+from .heads import (
+    LanguageModelHead,
+    MultipleChoiceHead,
+    Pooler,
+    QuestionAnsweringHead,
+    SequenceClassificationHead,
+    TokenClassificationHead,
+    check_labels,
+    pool,
+)
+from .losses import shift_labels
+from .norms import LayerScale, RMSNorm
+from .positions import AlibiBias, LearnedPositions, RelativeBias, alibi_slopes
+from .stacks import TransformerStack, is_plain_mask
+
+
+
+def backend_obstacle(config, implementation: str) -> str | None:
+    """The field of a stack's config that an attention backend cannot express, as `field=value`; None if it can."""
+    obstacles = {}
+    if implementation == "sdpa":
+        obstacles = {"attn_logit_softcapping": None, "attention_sinks": False}
+    elif implementation.startswith("flash_attention"):
+        obstacles = {"attention_sinks": False} if implementation == "flash_attention_2" else {}
+        if config.position_embedding_type in ("relative_bias", "alibi"):
+            return f"position_embedding_type={config.position_embedding_type!r}"
+        if config.head_dim > 256:
+            return f"head_dim={config.head_dim}"
+    for name, harmless in obstacles.items():
+        if getattr(config, name) != harmless:
+            return f"{name}={getattr(config, name)}"
+    return None
+
+
+class VariformPreTrainedModel(PreTrainedModel):
+    """What every class of the family tells transformers about itself, and how its weights start."""
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TransformerLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal(0, initializer_range) for matrices and tables, 0 for biases, 1 for norms.
+
+        The matrices that write into the residual stream start smaller by sqrt(2 x layers), so that its variance does not
+        grow with depth (GPT-2). Each rule stands at the leaf that holds the tensor: containers without tensors of their own
+        are not visited.
+        """
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear) and getattr(module, "writes_residual", False):
+            init.normal_(module.weight, mean=0.0, std=std / math.sqrt(2 * self.config.num_hidden_layers))
+        elif isinstance(module, RMSNorm):
+            init.constant_(module.weight, 0.0 if module.unit_offset else 1.0)
+        elif isinstance(module, (LearnedPositions, RelativeBias)):
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, LayerScale):
+            init.constant_(module.weight, module.init_value)
+        elif isinstance(module, AlibiBias):
+            init.copy_(module.slopes, alibi_slopes(module.slopes.numel()))
+        elif isinstance(module, nn.PReLU):
+            init.constant_(module.weight, 0.25)
+        elif isinstance(getattr(module, "sinks", None), nn.Parameter):
+            init.normal_(module.sinks, mean=0.0, std=std)
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        """Refuses a backend that cannot express the form; left to choose, takes sdpa where it can, else eager."""
+        stacks = [getattr(self.config, side) for side in ("encoder", "decoder") if hasattr(self.config, side)]
+        obstacles = [backend_obstacle(config, attn_implementation or "sdpa") for config in stacks or [self.config]]
+        obstacle = next(filter(None, obstacles), None)
+        if obstacle is not None and attn_implementation is not None:
+            raise ValueError(
+                f"`attn_implementation={attn_implementation!r}` cannot express `{obstacle}`; use 'eager', or "
+                "'flex_attention' where it runs."
+            )
+        chosen = "eager" if obstacle is not None else attn_implementation
+        return super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(
+        config, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache, **kwargs
+    ) -> torch.Tensor | None:
+        """Generation with a static cache asks for masks in advance: the forward makes them itself, from a 2-D mask as long as
+        the cache, so that its shape stays the same in every step."""
+        if not is_plain_mask(attention_mask):
+            return attention_mask
+        missing = past_key_values.get_max_length() - attention_mask.shape[1]
+        return nn.functional.pad(attention_mask, (0, max(missing, 0)))
+
+
+class VariformEncoderPreTrainedModel(VariformPreTrainedModel):
+    config: VariformEncoderConfig
+
+
+class VariformDecoderPreTrainedModel(VariformPreTrainedModel):
+    config: VariformDecoderConfig
+
+
+class VariformEncoderDecoderPreTrainedModel(VariformPreTrainedModel):
+    config: VariformEncoderDecoderConfig
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """Resizes the vocabulary of both stacks and the head; where the stacks have two vocabularies, the encoder's alone.
+
+        Arguments and result as in `PreTrainedModel.resize_token_embeddings`.
+        """
+        if self.config.tie_encoder_decoder_embeddings:
+            return super().resize_token_embeddings(*args, **kwargs)
+        if self.config.encoder.vocab_size == self.config.decoder.vocab_size:
+            self.resize_decoder_token_embeddings(*args, **kwargs)
+        return self.get_encoder().resize_token_embeddings(*args, **kwargs)
+
+    def resize_decoder_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """Resizes the decoder's vocabulary and the head, of stacks that do not share their embeddings.
+
+        Raises:
+            ValueError: if the stacks share their embeddings.
+        """
+        if self.config.tie_encoder_decoder_embeddings:
+            raise ValueError(
+                "`tie_encoder_decoder_embeddings=True`: the decoder has no vocabulary of its own; use "
+                "`resize_token_embeddings`."
+            )
+        embeddings = self.get_decoder().resize_token_embeddings(*args, **kwargs)
+        head = self.get_output_embeddings()
+        if head is not None:
+            self.set_output_embeddings(self._get_resized_lm_head(head, embeddings.num_embeddings))
+            self.tie_weights()
+        return embeddings
+
+
+class VariformEncoderModel(TransformerStack, VariformEncoderPreTrainedModel):
+    """A stack that sees both ways (BERT, ModernBERT, T5's encoder).
+
+    Args:
+        config: the form.
+        add_pooling_layer: with BERT's pooler, if the form has one.
+    """
+
+    is_causal = False
+
+    def __init__(self, config: VariformEncoderConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.pooler = Pooler(config) if config.pooler and add_pooling_layer else None
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Arguments as in `TransformerStack.run`; an encoder keeps no cache but reads a prefix (PEFT's prefix tuning)."""
+        output = self.run(
+            input_ids, attention_mask, position_ids, token_type_ids, past_key_values, inputs_embeds, **kwargs
+        )
+        pooled = None
+        if self.pooler is not None:
+            pooled = self.pooler(pool(output.last_hidden_state, attention_mask, self.config.classifier_pooling))
+        return BaseModelOutputWithPooling(last_hidden_state=output.last_hidden_state, pooler_output=pooled)
+
+
+class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
+    """A stack that sees the past (GPT-2, Llama); with `encoder_size`, one that also attends to an encoder's states.
+
+    Args:
+        config: the form.
+        encoder_size: width of the encoder's states; None for a decoder on its own.
+    """
+
+    is_causal = True
+
+    def __init__(self, config: VariformDecoderConfig, encoder_size: int | None = None):
+        super().__init__(config, encoder_size)
+        self.attends_to_encoder = encoder_size is not None
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Arguments as in `TransformerStack.run`. `use_cache` makes a cache where none is given, outside training."""
+        if self.attends_to_encoder and encoder_hidden_states is None:
+            raise ValueError("This decoder attends to an encoder: give `encoder_hidden_states`.")
+        if use_cache and past_key_values is None and not self.training:
+            past_key_values = self.new_cache()
+            if self.attends_to_encoder:
+                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
+        output = self.run(
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids,
+            past_key_values,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            **kwargs,
+        )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=output.last_hidden_state, past_key_values=output.past_key_values
+        )
+
+
+class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
+    """An encoder and a decoder that attends to it (T5, BART). The stacks may differ in every field."""
+
+    _tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}
+
+    def __init__(self, config: VariformEncoderDecoderConfig):
+        super().__init__(config)
+        self.encoder = VariformEncoderModel(config.encoder, add_pooling_layer=False)
+        self.decoder = VariformDecoderModel(config.decoder, encoder_size=config.encoder.hidden_size)
+        self.post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        # transformers asks `tie_word_embeddings` about every tie; the one between the stacks has a field of its own
+        if all_submodels:
+            return super().get_expanded_tied_weights_keys(all_submodels)
+        return dict(self._tied_weights_keys) if self.config.tie_encoder_decoder_embeddings else {}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.embed_tokens = value
+        if self.config.tie_encoder_decoder_embeddings:
+            self.decoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> Seq2SeqModelOutput:
+        """Arguments as in `TransformerStack.run`, for the encoder by their names and for the decoder after `decoder_`.
+
+        Raises:
+            ValueError: if neither `decoder_input_ids` nor `decoder_inputs_embeds` is given.
+        """
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError(
+                "Give `decoder_input_ids` or `decoder_inputs_embeds`; with a language-model head, `labels` are enough."
+            )
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds=inputs_embeds, **kwargs
+            )
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
+        decoder_outputs = self.decoder(
+            decoder_input_ids,
+            decoder_attention_mask,
+            decoder_position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class VariformEncoderForMaskedLM(LanguageModelHead, VariformEncoderPreTrainedModel):
+    """An encoder that fills in masked tokens."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: VariformEncoderConfig):
+        super().__init__(config)
+        self.model = VariformEncoderModel(config, add_pooling_layer=False)
+        self.add_head(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        skip_logits: bool | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """Args: labels: `(batch, seq)`, the tokens behind the masks; -100 elsewhere."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        outputs = self.model(
+            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        check_labels(labels, outputs.last_hidden_state.shape[:-1])
+        loss, logits = self.score(
+            outputs.last_hidden_state, labels, skip_logits=skip_logits, num_items_in_batch=num_items
+        )
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedModel, GenerationMixin):
+    """A decoder that predicts the next token."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: VariformDecoderConfig):
+        super().__init__(config)
+        self.model = VariformDecoderModel(config)
+        self.add_head(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Args: labels: `(batch, seq)`, as `input_ids`; the shift to the next token is made here. Where a trainer has
+        shifted them before it split the sequence, it passes `shift_labels` instead."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        targets = kwargs.pop("shift_labels", None)
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if targets is None and labels is not None:
+            check_labels(labels, outputs.last_hidden_state.shape[:-1])
+            targets = shift_labels(labels)
+        loss, logits = self.score(
+            outputs.last_hidden_state,
+            targets,
+            logits_to_keep=logits_to_keep,
+            skip_logits=skip_logits,
+            num_items_in_batch=num_items,
+        )
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class VariformEncoderDecoderForConditionalGeneration(
+    LanguageModelHead, VariformEncoderDecoderPreTrainedModel, GenerationMixin
+):
+    """An encoder-decoder that writes a text for a text."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: VariformEncoderDecoderConfig):
+        super().__init__(config)
+        self.model = VariformEncoderDecoderModel(config)
+        self.add_head(config.decoder)
+        if config.tie_encoder_decoder_embeddings:
+            # Named by its source: a tie to the decoder's table would be one link of a chain
+            self._tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
+        self.post_init()
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
+        """`(batch, seq)` labels -> the decoder's inputs: the start token, then the labels but the last; -100 becomes padding.
+
+        Raises:
+            ValueError: if the config has no `decoder_start_token_id` or no `pad_token_id`.
+        """
+        for name in ("decoder_start_token_id", "pad_token_id"):
+            if getattr(self.config, name) is None:
+                raise ValueError(f"`{name}` is unset: set it in the config, or give `decoder_input_ids`.")
+        inputs = labels.new_full(labels.shape, self.config.decoder_start_token_id)
+        inputs[:, 1:] = labels[:, :-1]
+        return inputs.masked_fill(inputs == -100, self.config.pad_token_id)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        """Args: labels: `(batch, target)`, the text to write; -100 carries no weight. Without decoder inputs, they are the
+        labels shifted right behind `decoder_start_token_id`."""
+        num_items = kwargs.pop("num_items_in_batch", None)
+        if labels is not None:
+            check_labels(labels, labels.shape[:2])
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids,
+            decoder_input_ids,
+            decoder_attention_mask,
+            decoder_position_ids,
+            encoder_outputs,
+            past_key_values,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        check_labels(labels, outputs.last_hidden_state.shape[:-1])
+        loss, logits = self.score(
+            outputs.last_hidden_state,
+            labels,
+            logits_to_keep=logits_to_keep,
+            skip_logits=skip_logits,
+            num_items_in_batch=num_items,
+        )
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+        )
+
+
+class EncoderClassifier(VariformEncoderPreTrainedModel):
+    """An encoder under one of the heads that label."""
+
+    def __init__(self, config: VariformEncoderConfig):
+        super().__init__(config)
+        self.model = VariformEncoderModel(config, add_pooling_layer=False)
+        self.add_head(config)
+        self.post_init()
+
+
+class DecoderClassifier(VariformDecoderPreTrainedModel):
+    """A decoder under one of the heads that label."""
+
+    def __init__(self, config: VariformDecoderConfig):
+        super().__init__(config)
+        self.model = VariformDecoderModel(config)
+        self.add_head(config)
+        self.post_init()
+
+
+class VariformEncoderForSequenceClassification(SequenceClassificationHead, EncoderClassifier):
+    """An encoder that labels sequences."""
+
+
+class VariformEncoderForTokenClassification(TokenClassificationHead, EncoderClassifier):
+    """An encoder that labels tokens."""
+
+
+class VariformEncoderForQuestionAnswering(QuestionAnsweringHead, EncoderClassifier):
+    """An encoder that marks the answer in a text."""
+
+
+class VariformEncoderForMultipleChoice(MultipleChoiceHead, EncoderClassifier):
+    """An encoder that picks one of several sequences."""
+
+
+class VariformDecoderForSequenceClassification(SequenceClassificationHead, DecoderClassifier):
+    """A decoder that labels sequences."""
+
+
+class VariformDecoderForTokenClassification(TokenClassificationHead, DecoderClassifier):
+    """A decoder that labels tokens."""
+
+
+class VariformDecoderForQuestionAnswering(QuestionAnsweringHead, DecoderClassifier):
+    """A decoder that marks the answer in a text."""

@@ -1,0 +1,250 @@
+"""Position schemes. Each may add to the embeddings, rotate queries and keys, or bias the scores.
+
+Every scheme is driven by explicit position ids, so that padding, packing and caches are right for all of them at once.
+Legend: B batch (1 where rows agree), S sequence, Q queries, K keys, H heads, D head_dim.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.utils import is_torchdynamo_compiling
+
+
+class LearnedPositions(nn.Module):
+    """A table of one vector a position (BERT, GPT-2). Adds to the embeddings.
+
+    The table has `max_position_embeddings + position_offset` rows; position p reads row p + `position_offset`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        rows = config.max_position_embeddings + config.position_offset
+        self.weight = nn.Parameter(torch.empty(rows, config.embedding_size))
+        self.offset = config.position_offset
+        self.max_length = config.max_position_embeddings
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """`(B, S)` positions -> `(B, S, embedding_size)`.
+
+        Raises:
+            ValueError: if a position lies outside the table (on CPU; an accelerator reports it asynchronously).
+        """
+        rows = position_ids + self.offset if self.offset else position_ids
+        if is_torchdynamo_compiling():
+            return nn.functional.embedding(rows, self.weight)
+        try:
+            return nn.functional.embedding(rows, self.weight)
+        except IndexError as error:
+            raise ValueError(
+                f"`position_ids` reach {int(position_ids.max())} (lowest {int(position_ids.min())}), but the learned table "
+                f"holds positions 0 to {self.max_length - 1} (`max_position_embeddings={self.max_length}`): shorten the "
+                "sequence, or choose `position_embedding_type='rope'`, which has no table."
+            ) from error
+
+
+class SinusoidalPositions(nn.Module):
+    """Fixed sines and cosines (Vaswani et al., arXiv:1706.03762, sec. 3.5). Adds to the embeddings; no longest length.
+
+    Args:
+        config: reads `embedding_size`, `position_offset`, `sinusoidal_layout` (all sines first, or alternating) and
+            `sinusoidal_exponent` (2i/d, or fairseq's 2i/(d-2), in which the last frequency is exactly 1/10000).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.size = config.embedding_size
+        self.offset = config.position_offset
+        self.is_interleaved = config.sinusoidal_layout == "interleaved"
+        self.steps = self.size // 2 - (config.sinusoidal_exponent == "2i/(d-2)")
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """`(B, S)` positions -> `(B, S, embedding_size)` float32."""
+        # float64 where it exists: at position 500 a float32 angle is off by 3e-5
+        dtype = torch.float32 if position_ids.device.type == "mps" else torch.float64
+        pairs = torch.arange(self.size // 2, device=position_ids.device, dtype=dtype)
+        frequencies = torch.exp(pairs * (-math.log(10000.0) / self.steps))
+        angles = (position_ids + self.offset)[..., None] * frequencies  # (B, S, size / 2)
+        if self.is_interleaved:
+            return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2).float()
+        return torch.cat((angles.sin(), angles.cos()), dim=-1).float()
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotation of queries and keys by their positions (RoFormer, arXiv:2104.09864), in every rope type of transformers.
+
+    Args:
+        config: reads `rope_parameters head_dim max_position_embeddings`.
+        layer_type: whose rope parameters to use, where they differ by layer type.
+    """
+
+    def __init__(self, config, layer_type: str):
+        super().__init__()
+        # transformers' rope functions read one flat dict from a config
+        parameters = config.rope_parameters_of(layer_type)
+        if parameters is not config.rope_parameters:
+            config = type(config)(**{**config.to_dict(), "rope_parameters": parameters, "attention_patterns": ["full"]})
+        self.config = config
+        self.rope_type = parameters["rope_type"]
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        rope_init = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        inv_freq, self.attention_scaling = rope_init(config)
+        self.inv_freq = nn.Buffer(inv_freq, persistent=False)
+        self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config, device=None, **kwargs) -> tuple[torch.Tensor, float]:
+        """Inverse frequencies `theta ** (-2i / d)` over the rotated part of a head, and the factor on cos and sin."""
+        size = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+        exponents = torch.arange(0, size, 2, dtype=torch.float, device=device) / size
+        return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(B, S)` positions -> cos and sin `(B, 1, S, rotated)`, in the dtype of `hidden_states`."""
+        angles = position_ids[:, None, :, None].float() * self.inv_freq.float()
+        angles = torch.cat((angles, angles), dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates the first channels of each head, as many as `cos` has; the rest pass (partial rotation).
+
+    Args:
+        states: queries or keys `(B, H, S, D)`. cos, sin: `(B, 1, S, rotated)`.
+    """
+    rotated = cos.shape[-1]
+    if rotated == states.shape[-1]:
+        return states * cos + rotate_half(states) * sin
+    turned, passed = states[..., :rotated], states[..., rotated:]
+    return torch.cat((turned * cos + rotate_half(turned) * sin, passed), dim=-1)
+
+
+def rotate_half(states: torch.Tensor) -> torch.Tensor:
+    """A quarter turn in each plane (i, i + D/2): `(a, b)` becomes `(-b, a)`."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def relative_position_bucket(
+    distance: torch.Tensor, is_causal: bool, num_buckets: int, max_distance: int
+) -> torch.Tensor:
+    """Bucket of a key-minus-query distance: exact when near, logarithmic when far (T5, arXiv:1910.10683, sec. 2.1).
+
+    Args:
+        distance: int64, in tokens, of any shape; negative when the key lies in the past.
+        is_causal: all buckets serve the past; else half serve each side.
+
+    Returns:
+        int64 in `[0, num_buckets)`; distances of `max_distance` and more share a side's last bucket.
+    """
+    bucket = torch.zeros_like(distance)
+    if is_causal:
+        distance = -distance.clamp(max=0)
+    else:
+        num_buckets //= 2
+        bucket = (distance > 0).long() * num_buckets
+        distance = distance.abs()
+    exact = num_buckets // 2
+    ratio = torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact)
+    far = exact + (ratio * (num_buckets - exact)).long()
+    return bucket + torch.where(distance < exact, distance, far.clamp(max=num_buckets - 1))
+
+
+class RelativeBias(nn.Module):
+    """A learned score bias for each head and bucket of distances (T5), shared by all layers of a stack."""
+
+    def __init__(self, config, is_causal: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.relative_attention_num_buckets, config.num_attention_heads))
+        self.is_causal = is_causal
+        self.max_distance = config.relative_attention_max_distance
+
+    def forward(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+        """`(B, Q)` and `(B, K)` positions -> `(B, H, Q, K)`."""
+        distance = key_positions[:, None, :] - query_positions[:, :, None]
+        buckets = relative_position_bucket(distance, self.is_causal, self.weight.shape[0], self.max_distance)
+        return nn.functional.embedding(buckets, self.weight).permute(0, 3, 1, 2)
+
+
+def alibi_slopes(num_heads: int) -> torch.Tensor:
+    """One slope a head (ALiBi, arXiv:2108.12409, sec. 3): `2 ** (-8h / n)`; other counts of heads than powers of two are
+    filled with every second slope of twice the power."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
+    slopes += [2 ** (-8 * (2 * head + 1) / (2 * power)) for head in range(num_heads - power)]
+    return torch.tensor(slopes)
+
+
+class AlibiBias(nn.Module):
+    """A penalty on the score in proportion to the distance, with a fixed slope a head (ALiBi, arXiv:2108.12409).
+
+    Both ways, the distance is absolute.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.slopes = nn.Buffer(alibi_slopes(config.num_attention_heads), persistent=False)
+
+    def forward(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+        """`(B, Q)` and `(B, K)` positions -> `(B, H, Q, K)`."""
+        distance = (key_positions[:, None, None, :] - query_positions[:, None, :, None]).abs()
+        return distance * -self.slopes[:, None, None]
+
+
+class PositionHooks(NamedTuple):
+    """The modules through which a stack's position scheme acts; None where the scheme does not act so."""
+
+    add: nn.Module | None = None  # (B, S) -> (B, S, embedding_size), onto the embeddings
+    rotate: nn.ModuleDict | None = None  # a layer type's (B, S) -> cos, sin, onto queries and keys
+    bias: nn.Module | None = None  # (B, Q), (B, K) -> (B, H, Q, K), onto the scores
+
+
+def make_position_hooks(config, is_causal: bool) -> PositionHooks:
+    """The hooks of `config.position_embedding_type`."""
+    scheme = config.position_embedding_type
+    if scheme == "learned":
+        return PositionHooks(add=LearnedPositions(config))
+    if scheme == "sinusoidal":
+        return PositionHooks(add=SinusoidalPositions(config))
+    if scheme == "rope":
+        rotary = {name: RotaryEmbedding(config, name) for name in sorted(set(config.layer_types))}
+        return PositionHooks(rotate=nn.ModuleDict(rotary))
+    if scheme == "relative_bias":
+        return PositionHooks(bias=RelativeBias(config, is_causal))
+    if scheme == "alibi":
+        return PositionHooks(bias=AlibiBias(config))
+    return PositionHooks()
+
+
+def count_positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions counted from a 2-D mask `(batch, slots)`: the first real token of a row is 0; padding before it, too."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def packed_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Document number of each token where explicit positions restart inside a row; None if every row is one document.
+
+    A real token starts a document if its position does not follow the one before it; after padding, if it does not rise.
+
+    Args:
+        position_ids: `(B, S)`. attention_mask: `(B, S or more)`, 1 for real tokens, or None for all real.
+
+    Returns:
+        `(B, S)` int64 counted from 1, or None.
+    """
+    step = position_ids.diff(dim=-1)
+    if attention_mask is None:
+        starts = step != 1
+    else:
+        real = attention_mask[:, : position_ids.shape[1]].bool()
+        starts = real[:, 1:] & torch.where(real[:, :-1], step != 1, step <= 0)
+        # the first real token of a row opens no second document
+        starts &= real[:, :-1].cumsum(-1) > 0
+    if not is_torchdynamo_compiling() and not torch.jit.is_tracing() and not starts.any():
+        return None
+    return nn.functional.pad(starts.long(), (1, 0)).cumsum(-1) + 1

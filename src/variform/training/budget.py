@@ -1,0 +1,97 @@
+"""Training for a given time: the schedule follows the clock, so that a slower machine still ends on time."""
+
+import math
+import time
+from typing import Literal
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+
+
+class TimeBudget(TrainerCallback, ExportableState):
+    """Stops training when its time is spent, and tells the schedule how much of it is.
+
+    The time used so far is part of every checkpoint (Trainer writes `state()` into trainer_state.json), so that a
+    run that is resumed has only the rest left. All processes of a distributed run follow the slowest one.
+
+    Args:
+        minutes: how long to train, evaluation and saving included as far as Trainer does them between two steps.
+        clock: "wall", or "process": the time all threads of this process spent on a core, which other programs on the
+            machine do not change.
+        warmup_ratio: the part of the budget during which the learning rate rises from 0.
+
+    Raises:
+        ValueError: a budget that is not above 0, a warm-up outside `[0, 1)`, an unknown clock.
+    """
+
+    def __init__(self, minutes: float, *, clock: Literal["wall", "process"] = "wall", warmup_ratio: float = 0.02):
+        if not minutes > 0:
+            raise ValueError(f"`minutes` must be above 0, got {minutes}.")
+        if not 0 <= warmup_ratio < 1:
+            raise ValueError(f"`warmup_ratio` must be at least 0 and below 1, got {warmup_ratio}.")
+        if clock not in CLOCKS:
+            raise ValueError(f"`clock` must be one of {', '.join(CLOCKS)}, got {clock!r}.")
+        self.seconds = 60 * minutes
+        self.warmup_ratio = warmup_ratio
+        self.used = 0.0  # seconds, up to the last finished step
+        self._clock = CLOCKS[clock]
+        self._started = self._clock()
+
+    @property
+    def progress(self) -> float:
+        """The part of the budget that is used, from 0 to 1."""
+        return min(1.0, self.used / self.seconds)
+
+    def learning_rate_factor(self, step: int | None = None) -> float:
+        """Linear warm-up, then half a cosine down to 0 (arXiv:1608.03983), over time instead of steps."""
+        if self.progress < self.warmup_ratio:
+            return self.progress / self.warmup_ratio
+        return 0.5 * (1 + math.cos(math.pi * (self.progress - self.warmup_ratio) / (1 - self.warmup_ratio)))
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"used": self.used}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        self.used = saved["attributes"]["used"] if isinstance(saved, dict) else 0.0
+        self._started = self._clock() - self.used
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.used = agree(self._clock() - self._started, args.device)
+        if self.used >= self.seconds:
+            control.should_training_stop = True
+            control.should_save = True
+
+
+class BudgetedTrainer(Seq2SeqTrainer):
+    """A Seq2SeqTrainer whose learning rate follows a `TimeBudget`.
+
+    Args:
+        budget: the budget to follow; without one, this is a plain Seq2SeqTrainer.
+    """
+
+    def __init__(self, *args, budget: TimeBudget | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.budget = budget
+        if budget is not None:
+            self.add_callback(budget)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.budget is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.budget.learning_rate_factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+
+def agree(value: float, device: torch.device) -> float:
+    """The largest `value` of all processes: decisions made by it are the same everywhere."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    agreed = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
+    return agreed.item()

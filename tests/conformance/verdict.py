@@ -1,0 +1,132 @@
+"""A pytest plugin that judges a run of the forms by the run of the reference.
+
+A skip can hide a weaker model: many of the tests skip where a flag is missing. So a form is accepted when it fails in
+nothing and skips nothing that the reference passes, not when pytest is content.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+REFERENCE_NAMES = {"decoder": "Llama", "encoder": "Bert", "encoder_decoder": "T5"}
+WORST_FIRST = ["failed", "skipped", "passed"]
+# Skip reasons name classes; what stands for a class of ours stands for one of the reference too
+CLASS_NAME = re.compile(r"[\w.]*(?:Llama|Bert|T5|Variform|__)[\w.]*")
+
+Outcome = str  # "passed", "skipped: why" or "failed: why"
+Outcomes = dict[str, dict[str, Outcome]]  # test class, named shape__form -> test -> outcome
+
+
+def outcome_of(report: pytest.TestReport) -> Outcome | None:
+    """The outcome that a report stands for; None for the report of a setup or teardown that went well."""
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        return f"failed: {first_line(crash.message if crash else report.longreprtext)}"
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        return f"skipped: {CLASS_NAME.sub('CLASS', first_line(reason.removeprefix('Skipped: ')))}"
+    return "passed" if report.when == "call" else None
+
+
+def first_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[0]
+
+
+def kind(outcome: Outcome) -> str:
+    return outcome.partition(":")[0]
+
+
+def judge(outcomes: Outcomes, reference: Outcomes, whole: bool) -> list[str]:
+    """What speaks against the forms, one line each; empty if they are accepted.
+
+    Args:
+        outcomes: of the forms.
+        reference: of Hugging Face's classes, one a shape.
+        whole: every test was to run, so that one without an outcome is missing.
+    """
+    by_shape = {name.partition("__")[0]: tests for name, tests in reference.items()}
+    # A form may lack what its shape's reference has, if another one lacks it for the same reason: rope, for one
+    skips = {(test, outcome) for tests in by_shape.values() for test, outcome in tests.items()}
+    against = []
+    for name, tests in outcomes.items():
+        expected = by_shape[name.partition("__")[0]]
+        for test, outcome in sorted(tests.items()):
+            same_here = kind(expected.get(test, "passed")) == kind(outcome)
+            if kind(outcome) != "passed" and not same_here and (test, outcome) not in skips:
+                against.append(f"{name}::{test} {outcome}")
+        missing = sorted(set(expected) - set(tests)) if whole else []
+        against += [f"{name}::{test} did not run" for test in missing]
+    return against
+
+
+def table(outcomes: Outcomes, reference: Outcomes) -> list[str]:
+    """Counts a form beside its reference."""
+    lines = [f"{'shape':<16}{'form':<28}{'passed':>8}{'skipped':>9}{'failed':>8}"]
+    for name, tests in sorted([*outcomes.items(), *reference.items()]):
+        shape, _, form = name.partition("__")
+        counts = Counter(map(kind, tests.values()))
+        form += " (reference)" if name in reference else ""
+        lines.append(f"{shape:<16}{form:<28}{counts['passed']:>8}{counts['skipped']:>9}{counts['failed']:>8}")
+    return lines
+
+
+class Verdict:
+    """Collects outcomes in the process that reports them, then records or judges them."""
+
+    def __init__(self, config: pytest.Config):
+        self.config = config
+        self.outcomes: Outcomes = {}
+        self.against: list[str] = []
+        self.reference_path = Path(os.environ["CONFORMANCE_REFERENCE"])
+        self.records = os.environ["CONFORMANCE"] == "reference"
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        outcome = outcome_of(report)
+        if outcome is None:
+            return
+        name, test = report.nodeid.split("::")[-2:]
+        tests = self.outcomes.setdefault(name, {})
+        # A test with sub-tests reports each of them: the worst one counts
+        tests[test] = min(outcome, tests.get(test, outcome), key=lambda each: WORST_FIRST.index(kind(each)))
+
+    @pytest.hookimpl
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.records:
+            write_reference(self.reference_path, self.outcomes)
+        elif self.outcomes:
+            whole = not (self.config.option.keyword or any("::" in argument for argument in self.config.args))
+            self.against = judge(self.outcomes, read_reference(self.reference_path), whole)
+            if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED if self.against else pytest.ExitCode.OK
+
+    @pytest.hookimpl
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.section("conformance")
+        reference = {} if self.records else read_reference(self.reference_path)
+        for line in table(self.outcomes, reference):
+            terminalreporter.line(line)
+        for line in self.against:
+            terminalreporter.line(f"REJECTED {line}")
+        if not self.records and not self.against:
+            terminalreporter.line("accepted: no failure, and no skip that the reference does not have")
+
+
+def write_reference(path: Path, outcomes: Outcomes) -> None:
+    tests = {name: dict(sorted(outcomes[name].items())) for name in sorted(outcomes)}
+    record = {"transformers": metadata.version("transformers"), "outcomes": tests}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read_reference(path: Path) -> Outcomes:
+    return json.loads(path.read_text())["outcomes"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # xdist's workers only run, the first process reports
+        config.pluginmanager.register(Verdict(config))
