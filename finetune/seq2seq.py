@@ -9,12 +9,10 @@ Whatever a recipe says as `name: value` can be given as `--name value`, which th
 import json
 import shlex
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -97,7 +95,9 @@ def main(argv: list[str]) -> int:
         model = make_model(json.loads(task.form), tokenizer)
 
     console = Console(quiet=training.process_index > 0, highlight=False)
-    console.print(f"Words: {len(train):,} to train on, {len(held_out):,} held out, {len(words.judged):,} of them judged.")
+    console.print(
+        f"Words: {len(train):,} to train on, {len(held_out):,} held out, {len(words.judged):,} of them judged."
+    )
     console.print(f"Model: {model.num_parameters() / 1e6:.2f} M parameters, on {training.device}.")
     trainer, interruption = make_trainer(task, training, model, tokenizer, words)
     if is_trained:
@@ -204,7 +204,8 @@ def card_facts(
     """What this run knows about its model."""
     metrics = {"wer": "word error rate", "per": "phoneme error rate"}
     state, form = trainer.state, trainer.model.config.to_diff_dict()
-    spent = state.stateful_callbacks.get("TimeBudget", {}).get("attributes", {}).get("used")
+    spent = state.stateful_callbacks.get("TimeBudget", {}).get("attributes")
+    minutes = "{:.1f} min by the clock of the budget, {:.1f} min of one core"
     return CardFacts(
         name=folder.name,
         summary="Pronounces English words: letters in, phonemes (ARPAbet without stress) out. A Variform encoder-decoder.",
@@ -229,7 +230,7 @@ def card_facts(
         training={
             "parameters": f"{trainer.model.num_parameters():,}",
             "steps": f"{state.global_step:,} ({state.epoch:.1f} epochs)",
-            **({"training time": f"{spent / 60:.1f} min ({trainer.budget.clock} time)"} if spent else {}),
+            **({"training time": minutes.format(*(spent[clock] / 60 for clock in spent))} if spent else {}),
             **environment(),
         },
         command=shlex.join(["python", "finetune/seq2seq.py", *argv]),

@@ -4,7 +4,7 @@
 to adapt.
 """
 
-from .forms import from_config, load_config
+from .forms import from_config, list_forms, load_config
 from .model.configuration_variform import (
     AUTO_MAP,
     VERSION,
@@ -53,5 +53,6 @@ __all__ = [
     "VariformEncoderModel",
     "__version__",
     "from_config",
+    "list_forms",
     "load_config",
 ]

@@ -48,10 +48,7 @@ AUTO_MAP: dict[str, dict[str, str]] = {
 
 # Keys that the platform itself puts into a config.json or passes to a config, besides generation names and `_private` ones.
 PLATFORM_KEYS = frozenset(
-    "model_type auto_map architectures transformers_version transformers_weights name_or_path num_labels torch_dtype "
-    "output_attentions attn_implementation experts_implementation per_layer_config quantization_config "
-    "compression_config rope_theta rope_scaling partial_rotary_factor tie_last_hidden_states "
-    "tokenizer_class task_specific_params finetuning_task adapters base_model_name_or_path".split()
+    ["model_type", "auto_map", "architectures", "transformers_version", "transformers_weights", "name_or_path", "num_labels", "torch_dtype", "output_attentions", "attn_implementation", "experts_implementation", "per_layer_config", "quantization_config", "compression_config", "rope_theta", "rope_scaling", "partial_rotary_factor", "tie_last_hidden_states", "tokenizer_class", "task_specific_params", "finetuning_task", "adapters", "base_model_name_or_path"]
 )
 
 
@@ -314,7 +311,13 @@ class VariformStackConfig(VariformBaseConfig):
         return self.rope_parameters
 
     def _check_sizes(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
             refuse(getattr(self, name) < 1, f"`{name}={getattr(self, name)}` must be at least 1.")
         for name in ("intermediate_size", "head_dim", "num_key_value_heads", "embedding_size", "num_hidden_groups"):
             value = getattr(self, name)

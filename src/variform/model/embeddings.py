@@ -14,7 +14,9 @@ def look_up(table: nn.Embedding, ids: torch.Tensor, name: str) -> torch.Tensor:
         ValueError: if `ids` (called `name`) are not integers or lie outside the table.
     """
     if ids.is_floating_point():
-        raise ValueError(f"`{name}` must hold integer ids, got dtype {ids.dtype}; use `.long()` or pass `inputs_embeds`.")
+        raise ValueError(
+            f"`{name}` must hold integer ids, got dtype {ids.dtype}; use `.long()` or pass `inputs_embeds`."
+        )
     if is_torchdynamo_compiling():
         return table(ids)
     try:

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
-from .losses import cross_entropy, linear_cross_entropy
+from .losses import cross_entropy, linear_cross_entropy, scale_logits
 from .norms import make_norm
 
 
@@ -105,8 +105,8 @@ class LanguageModelHead:
         options = {"num_items_in_batch": num_items_in_batch}
         if self.training:
             options.update(label_smoothing=self.config.label_smoothing, z_loss_coef=self.config.z_loss_coef)
+        scaling = {"logit_scale": config.logit_scale, "logit_softcap": config.final_logit_softcapping}
         if targets is not None and skip_logits:
-            scaling = {"logit_scale": config.logit_scale, "logit_softcap": config.final_logit_softcapping}
             return linear_cross_entropy(hidden_states, self.lm_head, targets, **scaling, **options), None
         if isinstance(logits_to_keep, int):
             kept = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
@@ -114,28 +114,10 @@ class LanguageModelHead:
             kept = logits_to_keep
         if targets is None:
             hidden_states = hidden_states[:, kept]
-        logits = self.lm_head(hidden_states)
-        if config.logit_scale != 1.0:
-            logits = logits * config.logit_scale
-        if config.final_logit_softcapping is not None:
-            logits = torch.tanh(logits / config.final_logit_softcapping) * config.final_logit_softcapping
+        logits = scale_logits(self.lm_head(hidden_states), **scaling)
         if targets is None:
             return None, logits
         return cross_entropy(logits, targets, **options), logits[:, kept]
-
-
-def check_labels(labels: torch.Tensor | None, expected: tuple[int, ...]) -> None:
-    """Refuses labels that are not integer ids of the expected shape.
-
-    Raises:
-        ValueError: naming the dtype or both shapes.
-    """
-    if labels is None:
-        return
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"`labels` must hold integer token ids, got dtype {labels.dtype}; use `.long()`.")
-    if tuple(labels.shape) != tuple(expected):
-        raise ValueError(f"`labels` has shape {tuple(labels.shape)}, expected {tuple(expected)}: one label a token.")
 
 
 def classification_loss(
@@ -155,11 +137,11 @@ def classification_loss(
         else:
             problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
     if problem == "single_label_classification":
-        if labels.is_floating_point():
-            raise ValueError(f"`labels` must hold integer class ids, got dtype {labels.dtype}; use `.long()`.")
         return cross_entropy(logits, labels, num_items_in_batch=num_items_in_batch)
     if logits.numel() != labels.numel():
-        raise ValueError(f"`labels` has shape {tuple(labels.shape)}, expected that of the logits, {tuple(logits.shape)}.")
+        raise ValueError(
+            f"`labels` has shape {tuple(labels.shape)}, expected that of the logits, {tuple(logits.shape)}."
+        )
     loss_fn = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
     total = loss_fn(logits.float().flatten(), labels.float().flatten(), reduction="sum")
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
@@ -236,7 +218,6 @@ class TokenClassificationHead:
             input_ids, attention_mask, position_ids, token_type_ids, past_key_values, inputs_embeds, **kwargs
         )
         logits = self.classifier(outputs.last_hidden_state)
-        check_labels(labels, logits.shape[:-1])
         loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch=num_items)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -29,14 +29,12 @@ from .heads import (
     QuestionAnsweringHead,
     SequenceClassificationHead,
     TokenClassificationHead,
-    check_labels,
     pool,
 )
-from .losses import shift_labels
+from .losses import check_labels, shift_labels
 from .norms import LayerScale, RMSNorm
 from .positions import AlibiBias, LearnedPositions, RelativeBias, alibi_slopes
 from .stacks import TransformerStack, is_plain_mask
-
 
 
 def backend_obstacle(config, implementation: str) -> str | None:
@@ -361,7 +359,6 @@ class VariformEncoderForMaskedLM(LanguageModelHead, VariformEncoderPreTrainedMod
         outputs = self.model(
             input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds=inputs_embeds, **kwargs
         )
-        check_labels(labels, outputs.last_hidden_state.shape[:-1])
         loss, logits = self.score(
             outputs.last_hidden_state, labels, skip_logits=skip_logits, num_items_in_batch=num_items
         )
@@ -413,7 +410,7 @@ class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedMod
             **kwargs,
         )
         if targets is None and labels is not None:
-            check_labels(labels, outputs.last_hidden_state.shape[:-1])
+            check_labels(labels, outputs.last_hidden_state.shape[:-1], self.config.vocab_size)
             targets = shift_labels(labels)
         loss, logits = self.score(
             outputs.last_hidden_state,
@@ -486,7 +483,7 @@ class VariformEncoderDecoderForConditionalGeneration(
         labels shifted right behind `decoder_start_token_id`."""
         num_items = kwargs.pop("num_items_in_batch", None)
         if labels is not None:
-            check_labels(labels, labels.shape[:2])
+            check_labels(labels, labels.shape[:2], self.config.vocab_size)
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         outputs = self.model(
@@ -504,7 +501,6 @@ class VariformEncoderDecoderForConditionalGeneration(
             use_cache=use_cache,
             **kwargs,
         )
-        check_labels(labels, outputs.last_hidden_state.shape[:-1])
         loss, logits = self.score(
             outputs.last_hidden_state,
             labels,

@@ -85,7 +85,9 @@ class RotaryEmbedding(nn.Module):
         # transformers' rope functions read one flat dict from a config
         parameters = config.rope_parameters_of(layer_type)
         if parameters is not config.rope_parameters:
-            config = type(config)(**{**config.to_dict(), "rope_parameters": parameters, "attention_patterns": ["full"]})
+            config = type(config)(
+                **{**config.to_dict(), "rope_parameters": parameters, "attention_patterns": ["full"]}
+            )
         self.config = config
         self.rope_type = parameters["rope_type"]
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings

@@ -22,12 +22,7 @@ from .norms import make_norm
 from .positions import count_positions, make_position_hooks, packed_documents
 
 # What a forward names: a keyword close to one of these is a slip of the pen
-ARGUMENTS = (
-    "input_ids attention_mask position_ids token_type_ids inputs_embeds past_key_values use_cache labels shift_labels "
-    "logits_to_keep skip_logits start_positions end_positions encoder_outputs encoder_hidden_states "
-    "encoder_attention_mask decoder_input_ids decoder_attention_mask decoder_position_ids decoder_inputs_embeds "
-    "global_attention_mask prefix_lengths pixel_values input_features"
-).split()
+ARGUMENTS = ["input_ids", "attention_mask", "position_ids", "token_type_ids", "inputs_embeds", "past_key_values", "use_cache", "labels", "shift_labels", "logits_to_keep", "skip_logits", "start_positions", "end_positions", "encoder_outputs", "encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids", "decoder_attention_mask", "decoder_position_ids", "decoder_inputs_embeds", "global_attention_mask", "prefix_lengths", "pixel_values", "input_features"]
 PASSED_ON = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "cache_position", "debug_io"}
 
 MASKS = {

@@ -9,6 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from .buckets import LengthBucketSampler
+
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 
@@ -37,9 +39,10 @@ class TimeBudget(TrainerCallback, ExportableState):
             raise ValueError(f"`clock` must be one of {', '.join(CLOCKS)}, got {clock!r}.")
         self.seconds = 60 * minutes
         self.warmup_ratio = warmup_ratio
-        self.used = 0.0  # seconds, up to the last finished step
-        self._clock = CLOCKS[clock]
-        self._started = self._clock()
+        self.clock = clock
+        self.used = 0.0  # seconds by `clock`, up to the last finished step
+        self.core_seconds = 0.0  # the same by the process clock, whatever `clock` is; of this process alone
+        self._started = {name: read() for name, read in CLOCKS.items()}
 
     @property
     def progress(self) -> float:
@@ -53,32 +56,35 @@ class TimeBudget(TrainerCallback, ExportableState):
         return 0.5 * (1 + math.cos(math.pi * (self.progress - self.warmup_ratio) / (1 - self.warmup_ratio)))
 
     def state(self) -> dict:
-        return {"args": {}, "attributes": {"used": self.used}}
+        return {"args": {}, "attributes": {"used": self.used, "core_seconds": self.core_seconds}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        self.used = saved["attributes"]["used"] if isinstance(saved, dict) else 0.0
-        self._started = self._clock() - self.used
+        saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
+        used = {"process": saved.get("core_seconds", 0.0), self.clock: saved.get("used", 0.0)}
+        self._started = {name: read() - used.get(name, 0.0) for name, read in CLOCKS.items()}
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.used = agree(self._clock() - self._started, args.device)
+        self.used = agree(CLOCKS[self.clock]() - self._started[self.clock], args.device)
+        self.core_seconds = CLOCKS["process"]() - self._started["process"]
         if self.used >= self.seconds:
             control.should_training_stop = True
             control.should_save = True
 
 
 class BudgetedTrainer(Seq2SeqTrainer):
-    """A Seq2SeqTrainer whose learning rate follows a `TimeBudget`.
+    """A Seq2SeqTrainer whose learning rate follows a `TimeBudget`, with batches of like length.
 
     Args:
-        budget: the budget to follow; without one, this is a plain Seq2SeqTrainer.
+        budget: the budget to follow; with None the schedule is the one that the training arguments name.
     """
 
-    def __init__(self, *args, budget: TimeBudget | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, *args, budget: TimeBudget | None = None, callbacks: list[TrainerCallback] | None = None, **kwargs
+    ):
+        # The budget comes first: the other callbacks read from it
+        callbacks = [*([budget] if budget else []), *(callbacks or [])]
+        super().__init__(*args, callbacks=callbacks, **kwargs)
         self.budget = budget
-        if budget is not None:
-            self.add_callback(budget)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self.budget is None or self.lr_scheduler is not None:
@@ -86,6 +92,12 @@ class BudgetedTrainer(Seq2SeqTrainer):
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.budget.learning_rate_factor)
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset=None) -> LengthBucketSampler:
+        examples = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [(len(example["input_ids"]), len(example["labels"])) for example in examples]
+        batch_size = self._train_batch_size * self.args.gradient_accumulation_steps
+        return LengthBucketSampler(lengths, batch_size, seed=self.args.seed)
 
 
 def agree(value: float, device: torch.device) -> float:

