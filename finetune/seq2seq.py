@@ -11,7 +11,6 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 from rich.console import Console
@@ -43,7 +42,7 @@ USAGE = """\
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 folder = "{folder}"
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
 words = tokenizer(["hello", "transformer"], padding=True, return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**words), skip_special_tokens=True))"""
@@ -68,55 +67,43 @@ class PronunciationArguments:
     words: list[str] = field(default_factory=list, metadata={"help": "Words to pronounce at the end."})
 
 
-class Words(NamedTuple):
-    """The dictionary and who sees what of it."""
-
-    pronunciations: dict[str, list[str]]
-    train: list[str]
-    held_out: list[str]
-    judged: list[str]
-
-
 def main(argv: list[str]) -> int:
     """Run the recipe; returns the exit status."""
     task, training = parse_recipe([PronunciationArguments, Seq2SeqTrainingArguments], argv)
     training.predict_with_generate, training.include_for_metrics = True, ["inputs"]
     set_seed(training.seed)
-    pronunciations = cmudict.read_pronunciations(task.dictionary)
-    train, held_out = cmudict.split_words(list(pronunciations))
-    words = Words(pronunciations, train, held_out, held_out[: task.judged_words])
+    words = cmudict.load_words(task.dictionary, task.judged_words)
     folder = Path(training.output_dir)
     is_trained = (folder / "model.safetensors").is_file()
     if is_trained:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForSeq2SeqLM.from_pretrained(folder)
     else:
-        tokenizer = make_tokenizer(pronunciations)
+        tokenizer = make_tokenizer(words.pronunciations)
         model = make_model(json.loads(task.form), tokenizer)
 
     console = Console(quiet=training.process_index > 0, highlight=False)
-    console.print(
-        f"Words: {len(train):,} to train on, {len(held_out):,} held out, {len(words.judged):,} of them judged."
-    )
+    console.print(f"Words: {len(words.train):,} to train on, {len(words.judged):,} held out and judged.")
     console.print(f"Model: {model.num_parameters() / 1e6:.2f} M parameters, on {training.device}.")
     trainer, interruption = make_trainer(task, training, model, tokenizer, words)
     if is_trained:
         console.print(f"{folder} holds a trained model: delete that folder to train again.")
         trainer.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
     else:
-        checkpoint = last_checkpoint(folder)
-        console.print(f"Going on from {checkpoint}." if checkpoint else "Ctrl-C stops and saves.")
+        checkpoint, started = last_checkpoint(folder), time.monotonic()
+        console.print(f"Going on from {checkpoint}." if checkpoint else "Training. Ctrl-C stops and saves.")
         trainer.train(resume_from_checkpoint=checkpoint)
         if interruption.interrupted:
             console.print(f"Stopped and saved in {last_checkpoint(folder)}. Run the same command again to go on.")
             return 130
+        console.print(f"Trained in {(time.monotonic() - started) / 60:.1f} min, {trainer.state.global_step:,} steps.")
         trainer.save_state()
         trainer.save_model()
 
     scores = judge(trainer, task.beams)
     if trainer.is_world_process_zero():
         console.print(score_table(scores, len(words.judged)))
-        write_card(folder, card_facts(folder, words, trainer, scores, argv))
+        write_card(folder, card_facts(folder, task, words, trainer, scores, argv))
         if task.words:
             pronounce(console, folder, model, tokenizer, task.words)
         console.print(f"Model and card are in {folder}.")
@@ -135,7 +122,7 @@ def make_model(form: dict, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
         form[stack] = {**form[stack], "vocab_size": len(tokenizer)}
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     model = variform.from_config({**form, **ids, "decoder_start_token_id": tokenizer.bos_token_id})
-    model.generation_config.max_new_tokens = form["decoder"]["max_position_embeddings"] - 1
+    model.generation_config.max_length = form["decoder"]["max_position_embeddings"]
     return model
 
 
@@ -154,7 +141,7 @@ def make_trainer(
     training: Seq2SeqTrainingArguments,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    words: Words,
+    words: cmudict.Words,
 ) -> tuple[BudgetedTrainer, SaveOnInterrupt]:
     """A Trainer for the recipe, and the callback that knows whether Ctrl-C stopped it."""
     budget, interruption = None, SaveOnInterrupt()
@@ -199,16 +186,21 @@ def score_table(scores: dict[str, dict[str, float]], judged: int) -> Table:
 
 
 def card_facts(
-    folder: Path, words: Words, trainer: BudgetedTrainer, scores: dict[str, dict[str, float]], argv: list[str]
+    folder: Path,
+    task: PronunciationArguments,
+    words: cmudict.Words,
+    trainer: BudgetedTrainer,
+    scores: dict[str, dict[str, float]],
+    argv: list[str],
 ) -> CardFacts:
     """What this run knows about its model."""
     metrics = {"wer": "word error rate", "per": "phoneme error rate"}
-    state, form = trainer.state, trainer.model.config.to_diff_dict()
+    state = trainer.state
     spent = state.stateful_callbacks.get("TimeBudget", {}).get("attributes")
     minutes = "{:.1f} min by the clock of the budget, {:.1f} min of one core"
     return CardFacts(
         name=folder.name,
-        summary="Pronounces English words: letters in, phonemes (ARPAbet without stress) out. A Variform encoder-decoder.",
+        summary="Pronounces English words: letters in, phonemes (ARPAbet, no stress) out. A Variform encoder-decoder.",
         usage=USAGE.format(folder=folder),
         task="text2text-generation",
         dataset="cmudict",
@@ -220,13 +212,7 @@ def card_facts(
         ],
         published=cmudict.PUBLISHED,
         published_source=cmudict.PUBLISHED_SOURCE,
-        data={
-            "source": "CMU Pronouncing Dictionary: words of `[a-z']`, at most 20 letters, no stress",
-            "split": f"{len(words.train):,} words to train on, {len(words.held_out):,} held out, by a shuffle of the "
-            "words with seed 0; all pronunciations of a word stay on one side",
-            "SHA-256 of the held-out words": f"`{cmudict.split_digest(words.held_out)}`",
-            "scoring": "each word against the closest of its accepted pronunciations",
-        },
+        data=words.facts(),
         training={
             "parameters": f"{trainer.model.num_parameters():,}",
             "steps": f"{state.global_step:,} ({state.epoch:.1f} epochs)",
@@ -234,7 +220,7 @@ def card_facts(
             **environment(),
         },
         command=shlex.join(["python", "finetune/seq2seq.py", *argv]),
-        form=yaml.safe_dump(form, sort_keys=False).strip(),
+        form=yaml.safe_dump(json.loads(task.form), sort_keys=False).strip(),
         limits=LIMITS,
         metadata={"language": "en", "license": "apache-2.0", "tags": ["variform", "grapheme-to-phoneme"]},
     )
@@ -259,5 +245,8 @@ def pronounce(
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("Stopped. Run the same command again to go on.")
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

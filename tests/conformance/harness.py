@@ -113,7 +113,6 @@ class ModelTester:
         elif self.form.family.shape == "encoder":
             inputs["attention_mask"][: self.batch_size // 2, -2:] = 0
         else:
-            inputs["input_ids"][:, -1] = SPECIAL_TOKENS.index("[EOS]")  # where T5's classifier pools
             inputs["decoder_input_ids"] = torch.randint(FIRST_WORD_ID, self.vocab_size, shape)
             inputs["decoder_attention_mask"] = torch.ones(shape, dtype=torch.long)
             inputs["use_cache"] = False

@@ -90,7 +90,7 @@ class Verdict:
         outcome = outcome_of(report)
         if outcome is None:
             return
-        name, test = report.nodeid.split("::")[-2:]
+        name, test = report.nodeid.partition("@")[0].split("::")[-2:]  # "@" and the group that xdist ran it in
         tests = self.outcomes.setdefault(name, {})
         # A test with sub-tests reports each of them: the worst one counts
         tests[test] = min(outcome, tests.get(test, outcome), key=lambda each: WORST_FIRST.index(kind(each)))
@@ -125,6 +125,13 @@ def write_reference(path: Path, outcomes: Outcomes) -> None:
 
 def read_reference(path: Path) -> Outcomes:
     return json.loads(path.read_text())["outcomes"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The tests that start processes share one worker: its fork server has the libraries loaded after the first of them
+    for item in items:
+        if item.name.startswith(("test_fsdp", "test_hsdp", "test_tp_")):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -104,9 +104,9 @@ class Attention(nn.Module):
         self.options = {}
         if config.attn_logit_softcapping is not None:
             self.options["softcap"] = config.attn_logit_softcapping
-        if key_value_size is None and config.sliding_window is not None:
-            if config.layer_types[layer_idx] == "sliding_attention":
-                self.options["sliding_window"] = config.sliding_window + (0 if is_causal else 1)
+        if key_value_size is None and config.layer_types[layer_idx] == "sliding_attention":
+            # Read by flash kernels alone, which count the query itself both ways too
+            self.options["sliding_window"] = config.sliding_window + (0 if is_causal else 1)
 
     def forward(
         self,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 VERSION = "0.1.0"
@@ -48,7 +49,31 @@ AUTO_MAP: dict[str, dict[str, str]] = {
 
 # Keys that the platform itself puts into a config.json or passes to a config, besides generation names and `_private` ones.
 PLATFORM_KEYS = frozenset(
-    ["model_type", "auto_map", "architectures", "transformers_version", "transformers_weights", "name_or_path", "num_labels", "torch_dtype", "output_attentions", "attn_implementation", "experts_implementation", "per_layer_config", "quantization_config", "compression_config", "rope_theta", "rope_scaling", "partial_rotary_factor", "tie_last_hidden_states", "tokenizer_class", "task_specific_params", "finetuning_task", "adapters", "base_model_name_or_path"]
+    [
+        "model_type",
+        "auto_map",
+        "architectures",
+        "transformers_version",
+        "transformers_weights",
+        "name_or_path",
+        "num_labels",
+        "torch_dtype",
+        "output_attentions",
+        "attn_implementation",
+        "experts_implementation",
+        "per_layer_config",
+        "quantization_config",
+        "compression_config",
+        "rope_theta",
+        "rope_scaling",
+        "partial_rotary_factor",
+        "tie_last_hidden_states",
+        "tokenizer_class",
+        "task_specific_params",
+        "finetuning_task",
+        "adapters",
+        "base_model_name_or_path",
+    ]
 )
 
 
@@ -77,11 +102,14 @@ def parse_pattern(spec: str | dict[str, Any]) -> dict[str, Any]:
             refuse(not number.isdigit(), f"`attention_patterns` entry {spec!r}: {argument!r} is not `name:number`.")
             pattern[key or "window"] = int(number)
     else:
+        refuse(not isinstance(spec, dict), f"`attention_patterns` entry {spec!r} is neither a string nor a dict.")
         pattern = dict(spec)
     one_of("attention_patterns", pattern.get("name"), ["full", "sliding_window"])
     wanted = {"full": {"name"}, "sliding_window": {"name", "window"}}[pattern["name"]]
     refuse(set(pattern) != wanted, f"`attention_patterns` entry {spec!r} must have exactly the keys {sorted(wanted)}.")
-    refuse(pattern.get("window", 1) < 1, f"`attention_patterns` entry {spec!r}: the window must be at least 1 key.")
+    window = pattern.get("window", 1)
+    is_count = isinstance(window, int) and window >= 1
+    refuse(not is_count, f"`attention_patterns` entry {spec!r}: the window must be at least 1 key.")
     return pattern
 
 
@@ -271,6 +299,7 @@ class VariformStackConfig(VariformBaseConfig):
             self.embedding_size = self.hidden_size
         if self.final_norm is None:
             self.final_norm = self.norm_placement != "post"
+        refuse(not self.attention_patterns, "`attention_patterns=[]` is empty: name at least one, such as 'full'.")
         self.attention_patterns = [parse_pattern(spec) for spec in self.attention_patterns]
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
         super().__post_init__(**kwargs)
@@ -340,13 +369,13 @@ class VariformStackConfig(VariformBaseConfig):
             refuse(not 0 <= value < 1, f"`{name}={value}` is a probability: it must lie in [0, 1).")
         refuse(self.z_loss_coef < 0, f"`z_loss_coef={self.z_loss_coef}` must be 0 (off) or more.")
         refuse(self.norm_eps <= 0, f"`norm_eps={self.norm_eps}` must be above 0.")
+        refuse(self.initializer_range < 0, f"`initializer_range={self.initializer_range}` must be 0 or more.")
         for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_scale"):
             value = getattr(self, name)
             refuse(value is not None and value <= 0, f"`{name}={value}` must be above 0, or null to leave it out.")
         if not isinstance(self.attention_bias, bool):
             for projection in self.attention_bias:
                 one_of("attention_bias", projection, ["q", "k", "v", "o"])
-        refuse(not self.attention_patterns, "`attention_patterns=[]` is empty: name at least one, such as 'full'.")
         eos_ids = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
         for name, ids in (("pad", [self.pad_token_id]), ("bos", [self.bos_token_id]), ("eos", eos_ids)):
             for token_id in ids:
@@ -387,6 +416,10 @@ class VariformStackConfig(VariformBaseConfig):
             f"`attention_patterns` has a window of {max(windows, default=0)} keys, wider than "
             f"`max_position_embeddings={self.max_position_embeddings}`; use 'full'.",
         )
+        refuse(
+            self.is_causal_stack and windows == {1},
+            "`attention_patterns` has a causal window of 1 key, in which a token sees only itself; use 2 or more.",
+        )
         if self.position_embedding_type == "rope":
             self._check_rope()
         if self.position_embedding_type == "sinusoidal":
@@ -414,6 +447,14 @@ class VariformStackConfig(VariformBaseConfig):
                 f"`position_embedding_type='rope'` rotates pairs: `head_dim={self.head_dim}` times "
                 f"`partial_rotary_factor={parameters.get('partial_rotary_factor', 1.0)}` gives {rotated}; choose an even number.",
             )
+            refuse(
+                rope_type == "dynamic" and rotated == 2,
+                "`rope_parameters['rope_type']='dynamic'` has no scale for a single pair; rotate 4 channels or more.",
+            )
+        try:
+            self.validate_rope()
+        except KeyError as error:
+            raise ValueError(error.args[0]) from error
 
     def _check_buckets(self) -> None:
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
@@ -474,8 +515,8 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
     model_type: ClassVar[str] = "variform_encoder_decoder"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "encoder_last_hidden_state"]
     sub_configs_defaults: ClassVar[dict[str, Any]] = {
-        "encoder": VariformEncoderConfig,
-        "decoder": VariformDecoderConfig,
+        "encoder": SubConfigSpec(VariformEncoderConfig),
+        "decoder": SubConfigSpec(VariformDecoderConfig),
     }
 
     encoder: dict[str, Any] | PreTrainedConfig | None = None

@@ -3,17 +3,18 @@
 Legend: N tokens, V vocabulary, D width of the head's input, C tokens in a chunk.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# Logits held at a time. 16 MiB of float32 stay in a CPU's cache; an accelerator is idle on products that small.
-CHUNK_LOGITS = {"cpu": 2**22}
-ACCELERATOR_CHUNK_LOGITS = 2**27
-# Below this many rows a product spends its time on reading the weight.
-MIN_CHUNK_TOKENS = 64
+# Logits held at a time: 24 MiB of float32 stay in a CPU's cache, but are too little work for an accelerator.
+CPU_CHUNK_LOGITS, ACCELERATOR_CHUNK_LOGITS = 3 * 2**21, 2**27
+# With fewer tokens, products spend their time on reading the weight.
+MIN_CHUNK_TOKENS = 80
 # How often a wrapped head is called. Constant, because under FSDP a call is a collective: processes whose batches have
 # different lengths would otherwise wait for each other for ever.
 HEAD_CALLS = 8
@@ -120,12 +121,13 @@ def linear_cross_entropy(
     if not _is_traced():
         counted = (labels != ignore_index).nonzero().squeeze(1)
         hidden_states, labels = hidden_states.index_select(0, counted), labels[counted]
-    scaling, smoothing = (logit_scale, logit_softcap), (label_smoothing, z_loss_coef)
-    if _is_plain_linear(lm_head) and not _is_traced():
-        options = (chunk_size, torch.is_grad_enabled(), *scaling, *smoothing)
-        total = LinearCrossEntropy.apply(hidden_states, lm_head.weight, lm_head.bias, labels, *options)
+    options = (logit_scale, logit_softcap, label_smoothing, z_loss_coef, ignore_index)
+    if _is_plain_linear(lm_head):
+        num_chunks = _num_chunks(len(labels), chunk_size, lm_head)
+        setting = (num_chunks, torch.is_grad_enabled(), *options)
+        total = LinearCrossEntropy.apply(hidden_states, lm_head.weight, lm_head.bias, labels, *setting)
     else:
-        total = _sum_over_head_calls(hidden_states, lm_head, labels, scaling, smoothing, ignore_index)
+        total = _sum_over_head_calls(hidden_states, lm_head, labels, *options)
     return _divide(total, num_items_in_batch)
 
 
@@ -145,6 +147,14 @@ def _is_plain_linear(module: nn.Module) -> bool:
     )
 
 
+def _num_chunks(num_tokens: int, chunk_size: int | None, lm_head: nn.Linear) -> int:
+    if chunk_size is None and _is_traced():
+        return HEAD_CALLS  # a number that followed the length would be compiled anew for each length
+    on_cpu = lm_head.weight.device.type == "cpu"
+    default = max(MIN_CHUNK_TOKENS, (CPU_CHUNK_LOGITS if on_cpu else ACCELERATOR_CHUNK_LOGITS) // lm_head.out_features)
+    return max(1, math.ceil(num_tokens / (chunk_size or default)))
+
+
 def _divide(total: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
     # DataParallel hands each replica a count of shape (1,)
     num_items = torch.as_tensor(num_items, device=total.device).squeeze()
@@ -161,50 +171,49 @@ def _loss_sum(logits, labels, label_smoothing, z_loss_coef, ignore_index):
     return total
 
 
-def _sum_over_head_calls(hidden_states, lm_head, labels, scaling, smoothing, ignore_index):
+def _sum_over_head_calls(hidden_states, lm_head, labels, logit_scale, logit_softcap, *loss_options):
     """Sum of the losses, from `HEAD_CALLS` calls of the head whose logits are made again in backward."""
     missing = max(0, HEAD_CALLS - len(labels))  # some heads refuse an empty chunk
     hidden_states = F.pad(hidden_states, (0, 0, 0, missing))
-    labels = F.pad(labels, (0, missing), value=ignore_index)
+    labels = F.pad(labels, (0, missing), value=loss_options[-1])
 
     def chunk_loss(chunk, chunk_labels):
-        return _loss_sum(scale_logits(lm_head(chunk), *scaling), chunk_labels, *smoothing, ignore_index)
+        return _loss_sum(scale_logits(lm_head(chunk), logit_scale, logit_softcap), chunk_labels, *loss_options)
 
     chunks = zip(hidden_states.tensor_split(HEAD_CALLS), labels.tensor_split(HEAD_CALLS))
     return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
-def _loss_and_gradient_(logits, labels, logit_scale, logit_softcap, label_smoothing, z_loss_coef):
+def _loss_and_gradient_(logits, labels, logit_scale, logit_softcap, label_smoothing, z_loss_coef, ignore_index):
     """Sum of the losses of raw `(C, V)` logits, which are overwritten with its gradient.
 
-    With z the scaled logits, lse their logsumexp and p their softmax, a row costs `lse - (1-s) z[label] - s mean(z) +
-    c lse**2`, and its gradient is `(1 + 2 c lse) p - s/V - (1-s) onehot(label)`, then the chain rule of the scaling.
+    With z the scaled logits, lse their logsumexp and p their softmax, a row costs `lse + c lse**2 - (1-s) z[label] -
+    s mean(z)`; its gradient in z is `(1 + 2 c lse) p - (1-s) onehot(label) - s/V`.
     """
-    labels = labels[:, None]
+    weights = (labels != ignore_index).to(logits.dtype)[:, None]
+    labels = labels.where(labels != ignore_index, 0)[:, None]
     if logit_scale != 1.0:
         logits.mul_(logit_scale)
     if logit_softcap is not None:
         slope = 1 - logits.div_(logit_softcap).tanh_().square()
         logits.mul_(logit_softcap)
-    at_label = logits.gather(1, labels)
-    loss = (label_smoothing - 1) * at_label.sum()
+    expected = (1 - label_smoothing) * logits.gather(1, labels)
     if label_smoothing:
-        loss -= label_smoothing * logits.mean(1).sum()
+        expected += label_smoothing * logits.mean(1, keepdim=True)
 
     top = logits.amax(1, keepdim=True)
     norm = logits.sub_(top).exp_().sum(1, keepdim=True)
     lse = top + norm.log()
-    loss += (lse + z_loss_coef * lse.square()).sum()
 
-    logits.mul_((1 + 2 * z_loss_coef * lse) / norm)
+    logits.mul_(weights * (1 + 2 * z_loss_coef * lse) / norm)
+    logits.scatter_add_(1, labels, weights * (label_smoothing - 1))
     if label_smoothing:
-        logits.sub_(label_smoothing / logits.shape[1])
-    logits.scatter_add_(1, labels, torch.full_like(at_label, label_smoothing - 1))
+        logits.sub_(weights * (label_smoothing / logits.shape[1]))
     if logit_softcap is not None:
         logits.mul_(slope)
     if logit_scale != 1.0:
         logits.mul_(logit_scale)
-    return loss
+    return (weights * (lse + z_loss_coef * lse.square() - expected)).sum()
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -215,8 +224,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_states, weight, bias, labels, chunk_size, is_grad_enabled, *loss_options):
-        """`(N, D)`, `(V, D)`, `(V,)` or None, and `(N,)` labels that all count -> scalar."""
+    def forward(ctx, hidden_states, weight, bias, labels, num_chunks, is_grad_enabled, *loss_options):
+        """`(N, D)`, `(V, D)`, `(V,)` or None, and `(N,)` labels -> scalar."""
         device = hidden_states.device
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden_states, weight, bias)]
         ctx.is_spent = False
@@ -224,34 +233,34 @@ class LinearCrossEntropy(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(device.type)
             hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
         dtype, exact = hidden_states.dtype, torch.promote_types(hidden_states.dtype, torch.float32)
-        num_tokens, vocab_size = len(labels), len(weight)
-        chunk_size = min(num_tokens, chunk_size or _chunk_size(vocab_size, device.type))
 
         needs_hidden, needs_weight, needs_bias = (is_grad_enabled and needed for needed in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden_states) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=exact) if needs_weight else None
+        grad_weight = torch.empty_like(weight, dtype=exact) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if needs_bias else None
-        exact_buffer = torch.empty(chunk_size, vocab_size, dtype=exact, device=device)
+        chunk_size = -(-len(labels) // num_chunks)
+        exact_buffer = torch.empty(chunk_size, len(weight), dtype=exact, device=device)
         buffer = exact_buffer if dtype == exact else torch.empty_like(exact_buffer, dtype=dtype)
         partial = torch.empty_like(weight) if needs_weight and dtype != exact else None
 
         loss = torch.zeros((), dtype=exact, device=device)
+        bounds = [len(labels) * number // num_chunks for number in range(num_chunks + 1)]
         with torch.autocast(device.type, enabled=False):
-            for start in range(0, num_tokens, max(1, chunk_size)):
-                rows = slice(start, start + chunk_size)
-                hidden, product = hidden_states[rows], buffer[: num_tokens - start]
+            for start, end in zip(bounds[:-1], bounds[1:]):
+                hidden, product, logits = hidden_states[start:end], buffer[: end - start], exact_buffer[: end - start]
                 torch.mm(hidden, weight.t(), out=product)
-                logits = exact_buffer[: len(product)].copy_(product)
+                logits.copy_(product)
                 if bias is not None:
                     logits.add_(bias)
-                loss += _loss_and_gradient_(logits, labels[rows], *loss_options)
+                loss += _loss_and_gradient_(logits, labels[start:end], *loss_options)
                 product.copy_(logits)
                 if needs_hidden:
-                    torch.mm(product, weight, out=grad_hidden[rows])
+                    torch.mm(product, weight, out=grad_hidden[start:end])
                 if needs_weight and partial is None:
-                    grad_weight.addmm_(product.t(), hidden)
+                    grad_weight.addmm_(product.t(), hidden, beta=min(start, 1))
                 elif needs_weight:
-                    grad_weight.add_(torch.mm(product.t(), hidden, out=partial))
+                    torch.mm(product.t(), hidden, out=partial)
+                    grad_weight.copy_(partial) if start == 0 else grad_weight.add_(partial)
                 if needs_bias:
                     grad_bias.add_(logits.sum(0))
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
@@ -269,7 +278,3 @@ class LinearCrossEntropy(torch.autograd.Function):
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes)
         ]
         return *grads, *[None] * (len(ctx.needs_input_grad) - len(grads))
-
-
-def _chunk_size(vocab_size, device_type):
-    return max(MIN_CHUNK_TOKENS, CHUNK_LOGITS.get(device_type, ACCELERATOR_CHUNK_LOGITS) // vocab_size)

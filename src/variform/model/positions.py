@@ -128,8 +128,8 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 def rotate_half(states: torch.Tensor) -> torch.Tensor:
     """A quarter turn in each plane (i, i + D/2): `(a, b)` becomes `(-b, a)`."""
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)
+    half = states.shape[-1] // 2
+    return torch.cat((-states[..., half:], states[..., :half]), dim=-1)
 
 
 def relative_position_bucket(
@@ -144,17 +144,15 @@ def relative_position_bucket(
     Returns:
         int64 in `[0, num_buckets)`; distances of `max_distance` and more share a side's last bucket.
     """
-    bucket = torch.zeros_like(distance)
-    if is_causal:
-        distance = -distance.clamp(max=0)
-    else:
+    if not is_causal:
         num_buckets //= 2
-        bucket = (distance > 0).long() * num_buckets
-        distance = distance.abs()
+        near = relative_position_bucket(-distance.abs(), True, num_buckets, max_distance)
+        return near + (distance > 0) * num_buckets
+    distance = -distance.clamp(max=0)
     exact = num_buckets // 2
     ratio = torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact)
     far = exact + (ratio * (num_buckets - exact)).long()
-    return bucket + torch.where(distance < exact, distance, far.clamp(max=num_buckets - 1))
+    return torch.where(distance < exact, distance, far.clamp(max=num_buckets - 1))
 
 
 class RelativeBias(nn.Module):
@@ -226,6 +224,36 @@ def make_position_hooks(config, is_causal: bool) -> PositionHooks:
 def count_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Positions counted from a 2-D mask `(batch, slots)`: the first real token of a row is 0; padding before it, too."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def key_positions(
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor,
+    seen: int | torch.Tensor,
+    num_keys: int,
+    offset: int,
+) -> torch.Tensor:
+    """Positions of the keys in a cache, in line with the positions of the queries.
+
+    In a first call the first keys are the queries' own. Later, keys are counted over the real tokens, or over the slots
+    where no mask tells them apart, and shifted so that the last query falls on its own key.
+
+    Args:
+        attention_mask: `(B, slots)`, 1 for real tokens, or None. position_ids: `(B, Q)`. seen: tokens before these.
+        num_keys, offset: how many keys the layer attends to, and the slot of the first.
+
+    Returns:
+        `(B, num_keys)` int64.
+    """
+    if isinstance(seen, int) and seen == 0:
+        return nn.functional.pad(position_ids, (0, num_keys - position_ids.shape[1]))
+    keys = torch.arange(offset, offset + num_keys, device=position_ids.device)[None]
+    last_key = seen + position_ids.shape[1] - 1
+    if attention_mask is not None and attention_mask.ndim == 2:
+        counted = count_positions(attention_mask.to(keys.device))
+        keys = counted[:, keys[0].clamp(max=counted.shape[1] - 1)]
+        last_key = counted[:, torch.as_tensor(last_key, device=keys.device).view(1)]
+    return keys + (position_ids[:, -1:] - last_key)
 
 
 def packed_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:

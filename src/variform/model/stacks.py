@@ -19,10 +19,16 @@ from .attention import Attention, is_hiding
 from .embeddings import TextEmbeddings, look_up
 from .layers import TransformerLayer
 from .norms import make_norm
-from .positions import count_positions, make_position_hooks, packed_documents
+from .positions import count_positions, key_positions, make_position_hooks, packed_documents
 
 # What a forward names: a keyword close to one of these is a slip of the pen
-ARGUMENTS = ["input_ids", "attention_mask", "position_ids", "token_type_ids", "inputs_embeds", "past_key_values", "use_cache", "labels", "shift_labels", "logits_to_keep", "skip_logits", "start_positions", "end_positions", "encoder_outputs", "encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids", "decoder_attention_mask", "decoder_position_ids", "decoder_inputs_embeds", "global_attention_mask", "prefix_lengths", "pixel_values", "input_features"]
+ARGUMENTS = frozenset(
+    {"input_ids", "attention_mask", "position_ids", "token_type_ids", "inputs_embeds", "past_key_values", "use_cache"}
+    | {"labels", "shift_labels", "start_positions", "end_positions", "logits_to_keep", "skip_logits"}
+    | {"encoder_outputs", "encoder_hidden_states", "encoder_attention_mask"}
+    | {"decoder_input_ids", "decoder_attention_mask", "decoder_position_ids", "decoder_inputs_embeds"}
+    | {"global_attention_mask", "prefix_lengths", "pixel_values", "input_features"}
+)
 PASSED_ON = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "cache_position", "debug_io"}
 
 MASKS = {
@@ -104,27 +110,18 @@ class TransformerStack:
         if inputs_embeds is None:
             inputs_embeds = look_up(self.embed_tokens, input_ids, "input_ids")
 
-        cache = past_key_values
-        if isinstance(cache, EncoderDecoderCache):
-            cache = cache.self_attention_cache
-        # A mask without padding says nothing; dropping it opens the fast kernels and lets explicit positions mark packing
+        cache = past_key_values.self_attention_cache if is_pair_cache(past_key_values) else past_key_values
+        # A mask without padding says nothing; without it the fast kernels are open, and explicit positions can mark packing
         if is_plain_mask(attention_mask) and not is_traced() and bool(attention_mask.all()):
             attention_mask = None
-        past_length = 0 if cache is None else cache.get_seq_length()
         documents = None
         if position_ids is None:
-            position_ids = self._positions(attention_mask, past_length, inputs_embeds)
-        elif cache is None or (isinstance(past_length, int) and past_length == 0):
-            if attention_mask is None or is_plain_mask(attention_mask):
-                documents = packed_documents(position_ids, attention_mask)
+            position_ids = self._count(inputs_embeds, attention_mask, cache)
+        elif is_first_call(cache) and (attention_mask is None or is_plain_mask(attention_mask)):
+            documents = packed_documents(position_ids, attention_mask)
 
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
-        masks = self._masks(inputs_embeds, attention_mask, documents, cache)
-        biases = self._biases(attention_mask, position_ids, cache, past_length)
-        masks, biases = merge(masks, biases)
-        rotations = {}
-        if self.rotary_emb is not None:
-            rotations = {name: rotary(hidden_states, position_ids) for name, rotary in self.rotary_emb.items()}
+        lowered = self._lower(hidden_states, attention_mask, position_ids, documents, cache)
         if encoder_hidden_states is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 config=self.config,
@@ -132,16 +129,11 @@ class TransformerStack:
                 attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
             )
-
-        layer_types = self.config.layer_types
         layers_a_group = self.config.num_hidden_layers // len(self.layers)
-        for layer_idx, layer_type in enumerate(layer_types):
-            layer = self.layers[layer_idx // layers_a_group]
-            output = layer(
+        for layer_idx, layer_type in enumerate(self.config.layer_types):
+            output = self.layers[layer_idx // layers_a_group](
                 hidden_states,
-                attention_mask=masks[layer_type],
-                rotation=rotations.get(layer_type),
-                position_bias=biases.get(layer_type),
+                **lowered[layer_type],
                 encoder_hidden_states=encoder_hidden_states,
                 encoder_attention_mask=encoder_attention_mask,
                 past_key_values=past_key_values,
@@ -158,47 +150,61 @@ class TransformerStack:
         """An empty cache that fits the stack's patterns."""
         return DynamicCache(config=self.config)
 
-    def _positions(self, attention_mask, past_length, inputs_embeds) -> torch.Tensor:
+    def _count(self, inputs_embeds, attention_mask, cache) -> torch.Tensor:
         """`(batch or 1, seq)`: the positions of this call's tokens, counted over the real tokens so far."""
-        length = inputs_embeds.shape[1]
-        slots = torch.arange(length, device=inputs_embeds.device) + past_length
+        seen, length = seen_tokens(cache), inputs_embeds.shape[1]
+        start = seen if isinstance(seen, int) else 0
+        slots = torch.arange(start, start + length, device=inputs_embeds.device)
+        if not isinstance(seen, int):
+            slots = slots + seen
         if is_plain_mask(attention_mask):
             return count_positions(attention_mask.to(slots.device)).index_select(1, slots)
         return slots[None]
 
-    def _masks(self, inputs_embeds, attention_mask, documents, cache) -> dict[str, torch.Tensor | None]:
-        """What each layer type hides, in the form that the attention backend takes."""
+    def _lower(self, hidden_states, attention_mask, position_ids, documents, cache) -> dict[str, dict]:
+        """What the layers of each type are given: the mask as the backend takes it, the rotation, the score bias."""
+        lowered = {}
+        for layer_type in set(self.config.layer_types):
+            mask = self._mask(layer_type, hidden_states, attention_mask, documents, cache)
+            bias = self._bias(layer_type, hidden_states, attention_mask, position_ids, cache)
+            if bias is not None and isinstance(mask, torch.Tensor):
+                mask, bias = add_bias(mask, bias), None
+            rotation = self.rotary_emb[layer_type](hidden_states, position_ids) if self.rotary_emb else None
+            lowered[layer_type] = {"attention_mask": mask, "position_bias": bias, "rotation": rotation}
+        return lowered
+
+    def _mask(self, layer_type, hidden_states, attention_mask, documents, cache) -> torch.Tensor | None:
+        """What the layers of one type hide; None where nothing is hidden but, in a causal stack, the future."""
         if isinstance(attention_mask, dict):
-            return attention_mask
-        same_document = None
+            return attention_mask[layer_type]
+        options = {}
         if documents is not None:
+            documents = documents.expand(hidden_states.shape[0], -1)
 
             def same_document(batch_idx, head_idx, q_idx, kv_idx):
                 return documents[batch_idx, q_idx] == documents[batch_idx, kv_idx]
 
-            documents = documents.expand(inputs_embeds.shape[0], -1)
-        arguments = {"config": self.config, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
-        arguments.update(past_key_values=cache, and_mask_function=same_document)
-        if self.position_bias is not None and self.is_causal:
-            # A bias needs the mask spelled out, to be merged with it
-            arguments["allow_is_causal_skip"] = False
-        return {
-            layer_type: MASKS[layer_type, self.is_causal](**arguments) for layer_type in set(self.config.layer_types)
-        }
+            options["and_mask_function"] = same_document
+        if self.position_bias is not None and self.is_causal and hidden_states.shape[1] > 1:
+            options["allow_is_causal_skip"] = False  # spelled out, so that the bias can be added to it once
+        return MASKS[layer_type, self.is_causal](
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            **options,
+        )
 
-    def _biases(self, attention_mask, position_ids, cache, past_length) -> dict[str, torch.Tensor]:
-        """Each layer type's score bias `(batch or 1, heads, seq, keys)`, for schemes that have one."""
+    def _bias(self, layer_type, hidden_states, attention_mask, position_ids, cache) -> torch.Tensor | None:
+        """The score bias `(batch or 1, heads, seq, keys)` of one layer type, for schemes that have one."""
         if self.position_bias is None:
-            return {}
-        biases = {}
-        for layer_type in set(self.config.layer_types):
-            keys = position_ids
-            if cache is not None:
-                layer_idx = self.config.layer_types.index(layer_type)
-                num_keys, offset = cache.get_mask_sizes(position_ids.shape[1], layer_idx)
-                keys = key_positions(attention_mask, position_ids, past_length, num_keys, offset)
-            biases[layer_type] = self.position_bias(position_ids, keys).to(self.dtype)
-        return biases
+            return None
+        keys = position_ids
+        if cache is not None:
+            layer_idx = self.config.layer_types.index(layer_type)
+            num_keys, offset = cache.get_mask_sizes(position_ids.shape[1], layer_idx)
+            keys = key_positions(attention_mask, position_ids, seen_tokens(cache), num_keys, offset)
+        return self.position_bias(position_ids, keys).to(hidden_states.dtype)
 
     def _drop_layer(self, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """LayerDrop (arXiv:1909.11556): in training, passes the layer over with probability `layerdrop`.
@@ -222,42 +228,30 @@ def is_traced() -> bool:
     return is_torchdynamo_compiling() or torch.jit.is_tracing()
 
 
-def merge(masks: dict, biases: dict) -> tuple[dict, dict]:
-    """Adds score biases to the masks that are tensors, once for all layers; other masks keep their bias beside them.
+def is_pair_cache(past_key_values) -> bool:
+    """Whether a cache holds an encoder-decoder's two kinds of keys: the decoder's own and the encoder's."""
+    return isinstance(past_key_values, EncoderDecoderCache)
 
-    A query that sees no key then has only -inf, for which every backend returns 0.
+
+def seen_tokens(cache: Cache | None) -> int | torch.Tensor:
+    """How many tokens a cache has seen; a static cache says so in a tensor once it holds any."""
+    return 0 if cache is None else cache.get_seq_length()
+
+
+def is_first_call(cache: Cache | None) -> bool:
+    """Whether nothing came before this call's tokens."""
+    seen = seen_tokens(cache)
+    return isinstance(seen, int) and seen == 0
+
+
+def add_bias(mask: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """One additive mask from a mask, boolean (True is seen) or additive, and a score bias; made once for all layers.
+
+    A query that sees no key has only -inf, for which every backend returns 0.
     """
-    masks, biases = dict(masks), dict(biases)
-    for layer_type, mask in masks.items():
-        if layer_type not in biases or not isinstance(mask, torch.Tensor):
-            continue
-        bias = biases.pop(layer_type)
-        if mask.dtype == torch.bool:
-            hidden = mask.logical_not()
-        else:
-            hidden, bias = is_hiding(mask), bias + mask
-        masks[layer_type] = bias.masked_fill(hidden, float("-inf"))
-    return masks, biases
-
-
-def key_positions(attention_mask, position_ids, past_length, num_keys: int, offset: int) -> torch.Tensor:
-    """`(batch or 1, keys)`: positions of the keys in a cache, in line with the queries' `position_ids`.
-
-    The first keys are the queries' own. Later, keys are counted over the real tokens, or over the slots where no mask tells
-    them apart, and shifted so that the last query falls on its own key.
-    """
-    if isinstance(past_length, int) and past_length == 0:
-        return nn.functional.pad(position_ids, (0, num_keys - position_ids.shape[1]))
-    slots = torch.arange(num_keys, device=position_ids.device) + offset
-    last = past_length + position_ids.shape[1] - 1
-    if is_plain_mask(attention_mask):
-        counted = count_positions(attention_mask.to(slots.device))
-        missing = slots.clamp(max=counted.shape[1] - 1)
-        counted_last = counted.index_select(1, torch.as_tensor(last, device=slots.device).view(1))
-        counted = counted.index_select(1, missing)
-    else:
-        counted, counted_last = slots[None], last
-    return counted + (position_ids[:, -1:] - counted_last)
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(mask.logical_not(), float("-inf"))
+    return (bias + mask).masked_fill(is_hiding(mask), float("-inf"))
 
 
 def check_shapes(inputs: torch.Tensor, attention_mask, past_key_values: Cache | None) -> None:
@@ -273,14 +267,15 @@ def check_shapes(inputs: torch.Tensor, attention_mask, past_key_values: Cache | 
         raise ValueError(f"`{name}` is empty: shape {tuple(inputs.shape)}; give at least one sequence of one token.")
     if not is_plain_mask(attention_mask) or is_traced():
         return
-    past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-    length = inputs.shape[1] + int(past_length)
     is_static = past_key_values is not None and past_key_values.is_compileable
+    # A static cache's count stays on its device; its mask may be as long as the cache
+    past_length = 0 if is_static else seen_tokens(past_key_values)
+    length = inputs.shape[1] + past_length
     fits = attention_mask.shape[1] >= length if is_static else attention_mask.shape[1] == length
     if attention_mask.shape[0] != inputs.shape[0] or not fits:
         raise ValueError(
             f"`attention_mask` has shape {tuple(attention_mask.shape)}, expected {(inputs.shape[0], length)}: one entry for "
-            f"each of the {int(past_length)} cached and {inputs.shape[1]} given tokens of {inputs.shape[0]} sequences."
+            f"each of the {past_length} cached and {inputs.shape[1]} given tokens of {inputs.shape[0]} sequences."
         )
 
 

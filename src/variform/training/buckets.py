@@ -11,10 +11,10 @@ BATCHES_SORTED_TOGETHER = 50
 class LengthBucketSampler(Sampler[int]):
     """Yields indices so that each run of `batch_size` of them has examples of nearly equal lengths.
 
-    Every epoch shuffles the examples, sorts each 50 batches of them by length, and shuffles the batches. The order is a
-    function of `seed` and the epoch alone: a run that is resumed in the middle of an epoch sees the examples it missed.
+    Every epoch shuffles the examples, sorts each 50 batches of them by length, and shuffles the batches. The order
+    is a function of `seed` and the epoch alone: a run resumed in the middle of an epoch sees the examples it missed.
 
-    Differs: transformers' `group_by_length` leaves the sorted batches in their order (long ones first, again and again),
+    Differs: transformers' `group_by_length` leaves sorted batches in their order (long ones first, again and again),
     knows one length an example, and draws from the global generator.
 
     Args:

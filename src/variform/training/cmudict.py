@@ -5,6 +5,7 @@ import random
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 MAX_LETTERS = 20
 PLAIN_WORD = re.compile(rf"[a-z']{{1,{MAX_LETTERS}}}")
@@ -70,3 +71,34 @@ def split_words(words: list[str], *, held_out: float = 0.1, seed: int = 0) -> tu
 def split_digest(held_out: list[str]) -> str:
     """SHA-256 of the held-out words, one a line in their order: two runs with one digest were judged on one split."""
     return hashlib.sha256("\n".join(held_out).encode()).hexdigest()
+
+
+class Words(NamedTuple):
+    """The dictionary, and who sees what of it."""
+
+    pronunciations: dict[str, list[str]]
+    train: list[str]
+    held_out: list[str]
+    judged: list[str]  # the first of `held_out`
+
+    def facts(self) -> dict[str, str]:
+        """What a model card says about the data."""
+        return {
+            "source": "CMU Pronouncing Dictionary: words of `[a-z']`, at most 20 letters, no stress",
+            "split": f"{len(self.train):,} words to train on, {len(self.held_out):,} held out, by a shuffle of the "
+            "words with seed 0; all pronunciations of a word stay on one side",
+            "SHA-256 of the held-out words": f"`{split_digest(self.held_out)}`",
+            "scoring": "each word against the closest of its accepted pronunciations",
+        }
+
+
+def load_words(path: str | Path | None = None, judged: int | None = None) -> Words:
+    """Read the dictionary and split it.
+
+    Args:
+        path: as for `read_pronunciations`.
+        judged: how many of the held-out words a model is judged on; None for all.
+    """
+    pronunciations = read_pronunciations(path)
+    train, held_out = split_words(list(pronunciations))
+    return Words(pronunciations, train, held_out, held_out[:judged])

@@ -32,7 +32,7 @@ class SaveOnInterrupt(TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        signal.signal(signal.SIGINT, self._previous_handler)
+        signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
 
     def _remember(self, number, frame):
         self.interrupted = True

@@ -13,7 +13,7 @@ if remote:
 else:
     import variform
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote)
 model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=remote)
 answers = model.generate(**tokenizer(texts, padding=True, return_tensors="pt"))
 print(json.dumps(tokenizer.batch_decode(answers, skip_special_tokens=True)))

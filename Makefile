@@ -1,0 +1,62 @@
+# `make help` lists the targets. Everything runs inside .venv, which is made when it is missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+comma := ,
+# The newest torch this was tested with, where none is installed. Its processor build is a tenth of the download;
+# a machine with an NVIDIA driver gets the full one.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
+
+MINUTES ?= 5
+WORDS ?= hello transformer variform phoenix
+RECIPE ?= configs/recipes/pronunciation.yaml
+
+# Two OpenMP threads that spin on busy cores slow a step fivefold; nothing here needs the network
+export OMP_WAIT_POLICY ?= PASSIVE
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help env demo test lint style conformance bench
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@echo 'make demo WORDS="hello world" MINUTES=5: your words, your budget'
+
+demo: $(VENV)/.installed-demo  ## train on CMUdict for five minutes, judge, publish, load back
+	@$(BIN)/python finetune/seq2seq.py --config $(RECIPE) --minutes $(MINUTES) --words $(WORDS)
+
+env: $(VENV)/.installed-test  ## make the environment for everything below
+
+test: $(VENV)/.installed-test  ## run all tests
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+conformance: $(VENV)/.installed-test  ## run transformers' own model tests on the family
+	PATH="$(abspath $(BIN)):$$PATH" bash tests/conformance/run.sh
+
+lint: $(VENV)/.installed-test  ## ruff, types, and transformers' own linter on what travels to the Hub
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(VENV)/.installed-test  ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-test  ## measure beside transformers' own classes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dense.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/vocabulary_loss.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp a set of extras: `demo` installs what the demo needs, `test` the rest
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	@begin=$$(date +%s); echo "Installing what '$*' needs into $(VENV) ..."; \
+	$(BIN)/python -c 'import torch' 2>/dev/null || \
+		$(BIN)/pip install --quiet --retries 2 '$(TORCH)' $(TORCH_INDEX) || exit 1; \
+	$(BIN)/pip install --quiet -e '.[$(if $(filter test,$*),test$(comma)lint,$*)]' || exit 1; \
+	echo "Installed for '$*' in $$(( $$(date +%s) - begin )) s."
+	@touch $@

@@ -1,0 +1,135 @@
+"""The documents keep their word: snippets run, names exist, links lead somewhere, the file tree is complete."""
+
+import ast
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONCEPTS = ROOT / "docs" / "concepts.md"
+README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/**/*.md")])
+
+
+class Snippet(NamedTuple):
+    """A fenced block of Python, and the line of the document that it starts on."""
+
+    document: Path
+    line: int
+    code: str
+
+
+def snippets(document: Path) -> list[Snippet]:
+    text = document.read_text(encoding="utf-8")
+    found = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [Snippet(document, text.count("\n", 0, match.start(1)) + 1, match.group(1)) for match in found]
+
+
+def name_of(value: object) -> str:
+    """How pytest shows a snippet or a path."""
+    if isinstance(value, Snippet):
+        return f"{value.document.name}:{value.line}"
+    return str(value.relative_to(ROOT)) if isinstance(value, Path) else str(value)
+
+
+def anchor(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def definitions(path: Path) -> set[str]:
+    """Functions, classes and methods (`Class.method`) that a module defines at its top."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+    return names
+
+
+def claimed_names() -> list[tuple[str, str]]:
+    """`(link, name)` for each name that concepts.md says stands in a file, after the word "Here"."""
+    text = CONCEPTS.read_text(encoding="utf-8")
+    claims = []
+    for paragraph in re.findall(r"^\*\*Here:\*\*(.*?)\n\n", text, flags=re.MULTILINE | re.DOTALL):
+        for link, names in re.findall(r"\]\(([^)]+\.py)\):((?:[^\[]|\n)*)", paragraph):
+            claims += [(link, name) for name in re.findall(r"`([A-Za-z_.]+)`", names.split(", given ")[0])]
+    return claims
+
+
+def tree_paths() -> list[str]:
+    """The paths of README's file tree: one a line, indented by two spaces under their folder."""
+    tree = re.search(r"^```text\n(.*?)^```$", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    folders, paths = [], []
+    for line in tree.group(1).splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        folders = [*folders[:depth], name]
+        paths.append("".join(folders))
+    return paths
+
+
+@pytest.mark.parametrize("snippet", [*snippets(README), *snippets(CONCEPTS)], ids=name_of)
+def test_snippet_runs(snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Blank lines before the code, so that a traceback shows the line of the document
+    code = compile("\n" * (snippet.line - 1) + snippet.code, str(snippet.document), "exec")
+    exec(code, {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("snippet", snippets(CONCEPTS), ids=name_of)
+def test_concept_takes_at_most_ten_lines(snippet):
+    lines = snippet.code.splitlines()
+    assert len(lines) <= 10
+    assert max(map(len, lines)) <= 119
+
+
+def test_each_concept_names_its_place_and_shows_it():
+    text = CONCEPTS.read_text(encoding="utf-8")
+    sections = re.split(r"^###? ", text, flags=re.MULTILINE)[1:]
+    incomplete = [part.splitlines()[0] for part in sections if "**Here:**" not in part or "```python" not in part]
+    assert not incomplete
+
+
+@pytest.mark.parametrize(("link", "name"), claimed_names())
+def test_named_function_exists(link, name):
+    assert name in definitions((CONCEPTS.parent / link).resolve())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_relative_links_resolve(document):
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, fragment = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        is_there = target.exists() and target.is_relative_to(ROOT)
+        if is_there and fragment:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            is_there = fragment in map(anchor, headings)
+        if not is_there:
+            broken.append(link)
+    assert not broken
+
+
+@pytest.mark.parametrize("path", tree_paths())
+def test_path_of_the_file_tree_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_file_tree_names_every_module():
+    modules = [path for folder in ("src", "finetune", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
+    missing = {str(path.relative_to(ROOT)) for path in modules if path.name != "__init__.py"} - set(tree_paths())
+    assert not missing, f"README's file tree lacks {sorted(missing)}: add a line for each."
+
+
+def test_architecture_names_every_file_of_the_payload():
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    files = [path.name for path in (ROOT / "src" / "variform" / "model").glob("*.py") if path.name != "__init__.py"]
+    assert [name for name in sorted(files) if f"`{name}`" not in text] == []
