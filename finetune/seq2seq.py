@@ -26,6 +26,7 @@ from transformers import (
     TrainerState,
     set_seed,
 )
+from transformers.utils.logging import disable_progress_bar
 
 import variform
 from variform.hub.cards import CardFacts, Figure, environment, write_card
@@ -46,9 +47,6 @@ tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
 words = tokenizer(["hello", "transformer"], padding=True, return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**words), skip_special_tokens=True))"""
-LIMITS = """\
-One English word at a time, in lower case letters and apostrophes; phonemes without stress. American English, many of
-the words being names. The answer is the likeliest pronunciation: heteronyms ("read", "lead") get one of theirs."""
 
 
 @dataclass
@@ -72,6 +70,7 @@ def main(argv: list[str]) -> int:
     task, training = parse_recipe([PronunciationArguments, Seq2SeqTrainingArguments], argv)
     training.predict_with_generate, training.include_for_metrics = True, ["inputs"]
     set_seed(training.seed)
+    disable_progress_bar()  # the ones for loading and saving a file; ours stays
     words = cmudict.load_words(task.dictionary, task.judged_words)
     folder = Path(training.output_dir)
     is_trained = (folder / "model.safetensors").is_file()
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> int:
         tokenizer = make_tokenizer(words.pronunciations)
         model = make_model(json.loads(task.form), tokenizer)
 
-    console = Console(quiet=training.process_index > 0, highlight=False)
+    console = Console(quiet=training.process_index > 0, highlight=False, soft_wrap=True)
     console.print(f"Words: {len(words.train):,} to train on, {len(words.judged):,} held out and judged.")
     console.print(f"Model: {model.num_parameters() / 1e6:.2f} M parameters, on {training.device}.")
     trainer, interruption = make_trainer(task, training, model, tokenizer, words)
@@ -90,13 +89,13 @@ def main(argv: list[str]) -> int:
         console.print(f"{folder} holds a trained model: delete that folder to train again.")
         trainer.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
     else:
-        checkpoint, started = last_checkpoint(folder), time.monotonic()
+        checkpoint = last_checkpoint(folder)
         console.print(f"Going on from {checkpoint}." if checkpoint else "Training. Ctrl-C stops and saves.")
-        trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
         if interruption.interrupted:
             console.print(f"Stopped and saved in {last_checkpoint(folder)}. Run the same command again to go on.")
             return 130
-        console.print(f"Trained in {(time.monotonic() - started) / 60:.1f} min, {trainer.state.global_step:,} steps.")
+        console.print(f"Trained in {seconds / 60:.1f} min, {trainer.state.global_step:,} steps.")
         trainer.save_state()
         trainer.save_model()
 
@@ -144,9 +143,8 @@ def make_trainer(
     words: cmudict.Words,
 ) -> tuple[BudgetedTrainer, SaveOnInterrupt]:
     """A Trainer for the recipe, and the callback that knows whether Ctrl-C stopped it."""
-    budget, interruption = None, SaveOnInterrupt()
-    if task.minutes:
-        budget = TimeBudget(task.minutes, clock=task.clock, warmup_ratio=task.warmup_ratio)
+    interruption = SaveOnInterrupt()
+    budget = TimeBudget(task.minutes, clock=task.clock, warmup_ratio=task.warmup_ratio) if task.minutes else None
     trainer = BudgetedTrainer(
         model=model,
         args=training,
@@ -221,7 +219,7 @@ def card_facts(
         },
         command=shlex.join(["python", "finetune/seq2seq.py", *argv]),
         form=yaml.safe_dump(json.loads(task.form), sort_keys=False).strip(),
-        limits=LIMITS,
+        limits=cmudict.LIMITS,
         metadata={"language": "en", "license": "apache-2.0", "tags": ["variform", "grapheme-to-phoneme"]},
     )
 

@@ -96,6 +96,9 @@ def stacks(draw, is_causal: bool) -> dict[str, Any]:
         return draw(st.sampled_from(values))
 
     fields = draw(sizes())
+    # Layers that share weights see alike and are normed alike
+    is_shared = fields["num_hidden_groups"] == 1 and fields["num_hidden_layers"] > 1
+    patterns = [*PATTERNS, *([] if is_causal else [["sliding_window:1"]])]
     position_embedding_type = pick(*POSITIONS)
     norm_type, norm_placement = pick(*NORMS), pick(*PLACEMENTS)
     head_dim = fields["head_dim"] or fields["hidden_size"] // fields["num_attention_heads"]
@@ -117,7 +120,7 @@ def stacks(draw, is_causal: bool) -> dict[str, Any]:
         norm_unit_offset=pick(False, True) if norm_type == "rms_norm" else False,
         norm_placement=norm_placement,
         final_norm=pick(None, True, False),
-        skip_first_norm=pick(False, True) if norm_placement in ("pre", "sandwich") else False,
+        skip_first_norm=pick(False, True) if norm_placement in ("pre", "sandwich") and not is_shared else False,
         layer_scale_init=pick(None, 0.1),
         parallel_residual=pick(False, True) if norm_placement == "pre" else False,
         attention_bias=pick(False, True, ["q", "v"], ["k"], ["o"]),
@@ -125,7 +128,7 @@ def stacks(draw, is_causal: bool) -> dict[str, Any]:
         attention_scale=pick(None, 1.0, 0.3),
         attn_logit_softcapping=pick(None, 3.0),
         attention_sinks=pick(False, True),
-        attention_patterns=pick(*PATTERNS) if is_causal else pick(*PATTERNS, ["sliding_window:1"]),
+        attention_patterns=pick(*(pattern for pattern in patterns if not is_shared or len(pattern) == 1)),
         hidden_act=pick(*ACTIVATIONS),
         gated_mlp=pick(True, False),
         mlp_bias=pick(False, True),

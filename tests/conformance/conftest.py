@@ -3,4 +3,4 @@
 import os
 
 if "CONFORMANCE" not in os.environ:
-    collect_ignore_glob = ["*"]
+    collect_ignore_glob = ["test_conformance.py", "standins"]

@@ -18,4 +18,4 @@ export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=fa
 # One thread a process, on the CPU: the outcomes and the time do not depend on the machine's other hardware
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES=
 cd "$here"
-exec "$python" -m pytest -c pytest.ini "$@" test_conformance.py
+exec "$python" -m pytest -c suite.ini "$@" test_conformance.py

@@ -51,14 +51,18 @@ def definitions(path: Path) -> set[str]:
     return names
 
 
-def claimed_names() -> list[tuple[str, str]]:
-    """`(link, name)` for each name that concepts.md says stands in a file, after the word "Here"."""
-    text = CONCEPTS.read_text(encoding="utf-8")
-    claims = []
-    for paragraph in re.findall(r"^\*\*Here:\*\*(.*?)\n\n", text, flags=re.MULTILINE | re.DOTALL):
-        for link, names in re.findall(r"\]\(([^)]+\.py)\):((?:[^\[]|\n)*)", paragraph):
-            claims += [(link, name) for name in re.findall(r"`([A-Za-z_.]+)`", names.split(", given ")[0])]
-    return claims
+def sections() -> list[str]:
+    """The sections of concepts.md, each beginning with its heading."""
+    return re.split(r"^##+ ", CONCEPTS.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+
+
+def claims(section: str) -> list[tuple[str, str]]:
+    """`(link, name)` for each name that a section says stands in a file, after the word "Here"."""
+    found = []
+    for paragraph in re.findall(r"^\*\*Here:\*\*(.*?)\n\n", section, flags=re.MULTILINE | re.DOTALL):
+        for link, names in re.findall(r"\]\(([^)]+\.py)\):([^\[]*)", paragraph):
+            found += [(link, name) for name in re.findall(r"`([A-Za-z_.]+)`", names)]
+    return found
 
 
 def tree_paths() -> list[str]:
@@ -88,14 +92,13 @@ def test_concept_takes_at_most_ten_lines(snippet):
     assert max(map(len, lines)) <= 119
 
 
-def test_each_concept_names_its_place_and_shows_it():
-    text = CONCEPTS.read_text(encoding="utf-8")
-    sections = re.split(r"^###? ", text, flags=re.MULTILINE)[1:]
-    incomplete = [part.splitlines()[0] for part in sections if "**Here:**" not in part or "```python" not in part]
-    assert not incomplete
+@pytest.mark.parametrize("section", sections(), ids=lambda section: section.splitlines()[0])
+def test_concept_names_its_place_and_shows_it(section):
+    assert claims(section)
+    assert "```python" in section
 
 
-@pytest.mark.parametrize(("link", "name"), claimed_names())
+@pytest.mark.parametrize(("link", "name"), sorted({claim for section in sections() for claim in claims(section)}))
 def test_named_function_exists(link, name):
     assert name in definitions((CONCEPTS.parent / link).resolve())
 

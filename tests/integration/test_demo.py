@@ -67,7 +67,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(recipe, tmp_path):
     output = tmp_path / "run"
     process = start(recipe, output, "--minutes", "5", "--save_steps", "20")
     deadline = time.monotonic() + 200
-    while not list(output.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+    while not list(output.glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=100)

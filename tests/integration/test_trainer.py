@@ -80,7 +80,11 @@ CASES = [
     ("encoder", AutoModelForMaskedLM, None),
     ("decoder", AutoModelForCausalLM, None),
     ("encoder_decoder", AutoModelForSeq2SeqLM, None),
-    ("encoder", AutoModelForTokenClassification, torch.tensor([[0, 1, -100, 1, 0, -100, 1]] * 4 + [[1] + [-100] * 6] * 4)),
+    (
+        "encoder",
+        AutoModelForTokenClassification,
+        torch.tensor([[0, 1, -100, 1, 0, -100, 1]] * 4 + [[1] + [-100] * 6] * 4),
+    ),
     ("decoder", AutoModelForSequenceClassification, torch.tensor([0, 1, 1, 0] * 2)),
     ("encoder", AutoModelForSequenceClassification, torch.rand(8, 2)),
 ]
@@ -133,7 +137,9 @@ def test_label_smoothing_of_trainer_is_cross_entropy_with_smoothing(shape, tmp_p
 @pytest.mark.parametrize("shape", HEADS)
 def test_evaluation_returns_loss_and_logits(shape, tmp_path):
     model, data = build(tiny(shape), HEADS[shape]), Rows()
-    trainer = Trainer(model, arguments(tmp_path), eval_dataset=data, compute_metrics=lambda found: {"rows": len(found[0])})
+    trainer = Trainer(
+        model, arguments(tmp_path), eval_dataset=data, compute_metrics=lambda found: {"rows": len(found[0])}
+    )
     output = trainer.predict(data)
     logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
     with torch.no_grad():

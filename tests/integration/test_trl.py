@@ -87,6 +87,7 @@ def test_preference_training_prefers_the_chosen_answers(tokenizer, tmp_path):
     pairs = {"prompt": ["a b", "b c"] * 4, "chosen": [" c d", " d e"] * 4, "rejected": [" p o", " o p"] * 4}
     trainer = DPOTrainer(
         build(tiny("decoder"), AutoModelForCausalLM),
+        ref_model=build(tiny("decoder"), AutoModelForCausalLM),
         args=DPOConfig(**options(tmp_path)),
         train_dataset=Dataset.from_dict(pairs),
         processing_class=tokenizer,

@@ -1,8 +1,8 @@
 """How transformers' own classes map onto the family: for each, its config and its weight names.
 
-A weight is a row `(native name, our name, operations)`. Names hold placeholders (`PLACES`); operations, applied from left
-to right, are `same`, `transpose` (GPT-2 keeps `(in, out)`), `squeeze` (a leading 1) and `split` (one fused native tensor
-into the equal parts that a tuple names). `None` on our side: another row brings the tensor, or it is computed.
+A weight is a row `(native name, our name, operations)`. Names hold placeholders (`PLACES`). Operations, applied from
+left to right, are `same`, `transpose` (GPT-2 keeps `(in, out)`), `squeeze` (a leading 1) and `split` (one fused native
+tensor into the equal parts that a tuple names). `None` on our side: another row brings the tensor, or it is computed.
 """
 
 import re

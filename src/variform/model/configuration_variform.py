@@ -390,10 +390,7 @@ class VariformStackConfig(VariformBaseConfig):
             f"`num_key_value_heads={self.num_key_value_heads}` does not divide "
             f"`num_attention_heads={self.num_attention_heads}`.",
         )
-        refuse(
-            self.num_hidden_layers % (self.num_hidden_groups or 1) != 0,
-            f"`num_hidden_groups={self.num_hidden_groups}` does not divide `num_hidden_layers={self.num_hidden_layers}`.",
-        )
+        self._check_groups()
         refuse(
             self.norm_unit_offset and self.norm_type != "rms_norm",
             f"`norm_unit_offset=True` is a form of rms_norm, got `norm_type={self.norm_type!r}`; drop one of them.",
@@ -430,6 +427,24 @@ class VariformStackConfig(VariformBaseConfig):
             )
         if self.position_embedding_type == "relative_bias":
             self._check_buckets()
+
+    def _check_groups(self) -> None:
+        groups = self.num_hidden_groups or self.num_hidden_layers
+        refuse(
+            self.num_hidden_layers % groups != 0,
+            f"`num_hidden_groups={groups}` does not divide `num_hidden_layers={self.num_hidden_layers}`.",
+        )
+        size, types = self.num_hidden_layers // groups, self.layer_types
+        refuse(
+            any(len(set(types[i * size : (i + 1) * size])) > 1 for i in range(groups)),
+            f"`num_hidden_groups={groups}` makes layers share weights that `attention_patterns` gives different patterns; "
+            "give one pattern to each group.",
+        )
+        refuse(
+            self.skip_first_norm and size > 1,
+            f"`skip_first_norm=True` would leave the norm out of {size} layers that share weights "
+            f"(`num_hidden_groups={groups}`); drop one of them.",
+        )
 
     def _check_rope(self) -> None:
         for layer_type in set(self.layer_types):
@@ -519,8 +534,8 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
         "decoder": SubConfigSpec(VariformDecoderConfig),
     }
 
-    encoder: dict[str, Any] | PreTrainedConfig | None = None
-    decoder: dict[str, Any] | PreTrainedConfig | None = None
+    encoder: Any = None
+    decoder: Any = None
     is_encoder_decoder: bool = True
     tie_word_embeddings: bool = True
     tie_encoder_decoder_embeddings: bool | None = None
@@ -544,7 +559,10 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
 
     def _with_pair_ids(self, side: str, stack: Any) -> Any:
         """The sub-config's dict with the pair's special ids, so that each stack knows its padding."""
-        stack = stack.to_dict() if isinstance(stack, PreTrainedConfig) else dict(stack or {})
+        stack = stack.to_dict() if isinstance(stack, PreTrainedConfig) else stack
+        is_fields = stack is None or isinstance(stack, dict)
+        refuse(not is_fields, f"`{side}={stack!r}` is neither a dict of fields nor a config.")
+        stack = dict(stack or {})
         for name in PAIR_FIELDS:
             refuse(
                 bool(stack.get(name)),

@@ -56,7 +56,7 @@ class TextEmbeddings(nn.Module):
             position_ids: `(batch or 1, seq)`. token_type_ids: `(batch, seq)`; None for all 0.
 
         Raises:
-            ValueError: if `token_type_ids` are given to a model without token types.
+            ValueError: if `token_type_ids` other than 0 are given to a model without token types.
         """
         hidden_states = inputs_embeds * self.scale if self.scale != 1.0 else inputs_embeds
         if self.token_types is not None:
@@ -64,6 +64,9 @@ class TextEmbeddings(nn.Module):
                 hidden_states = hidden_states + self.token_types.weight[0]
             else:
                 hidden_states = hidden_states + look_up(self.token_types, token_type_ids, "token_type_ids")
+        elif token_type_ids is not None and not is_torchdynamo_compiling() and bool(token_type_ids.any()):
+            # Zeros pass: many tokenizers send them with every text
+            raise ValueError("`token_type_ids` are not all 0, but the form has `type_vocab_size=0`; leave them out.")
         if self.positions is not None:
             hidden_states = hidden_states + self.positions(position_ids).to(hidden_states.dtype)
         return self.projection(self.dropout(self.norm(hidden_states)))

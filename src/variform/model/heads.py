@@ -1,5 +1,7 @@
 """One mixin a task: what is put on a stack, and its loss."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -71,6 +73,8 @@ class LanguageModelHead:
     Set `model.keep_training_logits = True`, or pass `skip_logits=False`, to have them.
     """
 
+    config: Any
+    training: bool
     keep_training_logits = False
 
     def add_head(self, config) -> None:
@@ -102,16 +106,15 @@ class LanguageModelHead:
         hidden_states = self.head_transform(hidden_states)
         if skip_logits is None:
             skip_logits = self.training and not self.keep_training_logits
-        options = {"num_items_in_batch": num_items_in_batch}
+        options: dict[str, Any] = {"num_items_in_batch": num_items_in_batch}
         if self.training:
             options.update(label_smoothing=self.config.label_smoothing, z_loss_coef=self.config.z_loss_coef)
         scaling = {"logit_scale": config.logit_scale, "logit_softcap": config.final_logit_softcapping}
         if targets is not None and skip_logits:
             return linear_cross_entropy(hidden_states, self.lm_head, targets, **scaling, **options), None
+        kept: Any = logits_to_keep
         if isinstance(logits_to_keep, int):
             kept = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
-        else:
-            kept = logits_to_keep
         if targets is None:
             hidden_states = hidden_states[:, kept]
         logits = scale_logits(self.lm_head(hidden_states), **scaling)
@@ -164,6 +167,9 @@ class ClassificationHead(nn.Module):
 class SequenceClassificationHead:
     """One label a sequence, from its pooled vector."""
 
+    config: Any
+    model: nn.Module
+
     def add_head(self, config) -> None:
         self.num_labels = config.num_labels
         self.classifier = ClassificationHead(config, config.num_labels, config.pooler)
@@ -196,6 +202,9 @@ class SequenceClassificationHead:
 class TokenClassificationHead:
     """One label a token."""
 
+    config: Any
+    model: nn.Module
+
     def add_head(self, config) -> None:
         self.num_labels = config.num_labels
         self.classifier = ClassificationHead(config, config.num_labels, has_pooler=False)
@@ -226,6 +235,9 @@ class TokenClassificationHead:
 
 class QuestionAnsweringHead:
     """Where in the text the answer starts and ends."""
+
+    config: Any
+    model: nn.Module
 
     def add_head(self, config) -> None:
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
@@ -271,6 +283,9 @@ class QuestionAnsweringHead:
 
 class MultipleChoiceHead:
     """Which of several sequences is the right one: a score each, from its pooled vector."""
+
+    config: Any
+    model: nn.Module
 
     def add_head(self, config) -> None:
         self.classifier = ClassificationHead(config, 1, config.pooler)

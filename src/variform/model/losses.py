@@ -4,6 +4,7 @@ Legend: N tokens, V vocabulary, D width of the head's input, C tokens in a chunk
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -32,10 +33,13 @@ def scale_logits(logits: torch.Tensor, logit_scale: float = 1.0, logit_softcap: 
     return logits if logit_softcap is None else torch.tanh(logits / logit_softcap) * logit_softcap
 
 
-def check_labels(labels: torch.Tensor, shape: tuple[int, ...], num_classes: int, ignore_index: int = -100) -> None:
+def check_labels(
+    labels: torch.Tensor, shape: tuple[int, ...], num_classes: int | None, ignore_index: int = -100
+) -> None:
     """Refuses labels that are not class ids, one a position.
 
-    The range is read on the CPU only: elsewhere it would make the host wait, and the kernel itself checks it.
+    The range is read on the CPU only: elsewhere it would make the host wait, and the kernel itself checks it. So it
+    does where `num_classes` is None, as some wrappers of a head do not tell their width.
 
     Raises:
         ValueError: naming the dtype, both shapes, or the first label out of range.
@@ -44,7 +48,7 @@ def check_labels(labels: torch.Tensor, shape: tuple[int, ...], num_classes: int,
         raise ValueError(f"`labels` must hold integer ids, got dtype {labels.dtype}; use `labels.long()`.")
     if tuple(labels.shape) != tuple(shape):
         raise ValueError(f"`labels` has shape {tuple(labels.shape)}, expected {tuple(shape)}: one label a position.")
-    if _is_traced() or labels.device.type != "cpu":
+    if num_classes is None or _is_traced() or labels.device.type != "cpu":
         return
     is_wrong = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
     if is_wrong.any():
@@ -102,8 +106,8 @@ def linear_cross_entropy(
     """`cross_entropy` of `scale_logits(lm_head(hidden_states))`, holding the logits of a few tokens at a time.
 
     Tokens without weight are left out. A bare `nn.Linear` goes the fast way (`LinearCrossEntropy`). Any other head
-    (LoRA, quantized, FSDP, with hooks), and any head under `torch.compile`, is called chunk by chunk and again in
-    backward: reading its weight would leave out what the wrapper adds.
+    (LoRA, quantized, FSDP, with hooks) is called chunk by chunk, and again in backward: reading its weight would leave
+    out what the wrapper adds.
 
     Args:
         hidden_states: `(..., D)`. lm_head: maps them to `(..., V)`.
@@ -113,7 +117,7 @@ def linear_cross_entropy(
     Raises:
         ValueError: if the labels are not integers, have another shape or are out of range.
     """
-    check_labels(labels, hidden_states.shape[:-1], lm_head.out_features, ignore_index)
+    check_labels(labels, hidden_states.shape[:-1], getattr(lm_head, "out_features", None), ignore_index)
     labels = labels.to(hidden_states.device, torch.long).flatten()
     hidden_states = hidden_states.flatten(0, -2)
     if num_items_in_batch is None:
@@ -216,6 +220,14 @@ def _loss_and_gradient_(logits, labels, logit_scale, logit_softcap, label_smooth
     return (weights * (lse + z_loss_coef * lse.square() - expected)).sum()
 
 
+def _add_product_(total, left, right, *, beta):
+    """`beta * total + left @ right` in place; `total` may be of a higher precision than the factors."""
+    if total.dtype == left.dtype:
+        return total.addmm_(left, right, beta=beta)
+    product = left @ right
+    return total.add_(product) if beta else total.copy_(product)
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Sum of the losses of `hidden_states @ weight.T + bias`, with its gradients made in forward, chunk by chunk.
 
@@ -236,31 +248,23 @@ class LinearCrossEntropy(torch.autograd.Function):
 
         needs_hidden, needs_weight, needs_bias = (is_grad_enabled and needed for needed in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden_states) if needs_hidden else None
-        grad_weight = torch.empty_like(weight, dtype=exact) if needs_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if needs_bias else None
-        chunk_size = -(-len(labels) // num_chunks)
-        exact_buffer = torch.empty(chunk_size, len(weight), dtype=exact, device=device)
-        buffer = exact_buffer if dtype == exact else torch.empty_like(exact_buffer, dtype=dtype)
-        partial = torch.empty_like(weight) if needs_weight and dtype != exact else None
-
         loss = torch.zeros((), dtype=exact, device=device)
+        buffer = torch.empty(-(-len(labels) // num_chunks), len(weight), dtype=exact, device=device)
         bounds = [len(labels) * number // num_chunks for number in range(num_chunks + 1)]
         with torch.autocast(device.type, enabled=False):
-            for start, end in zip(bounds[:-1], bounds[1:]):
-                hidden, product, logits = hidden_states[start:end], buffer[: end - start], exact_buffer[: end - start]
-                torch.mm(hidden, weight.t(), out=product)
-                logits.copy_(product)
+            for start, end in pairwise(bounds):
+                hidden = hidden_states[start:end]
+                logits = _add_product_(buffer[: end - start], hidden, weight.t(), beta=0)
                 if bias is not None:
                     logits.add_(bias)
                 loss += _loss_and_gradient_(logits, labels[start:end], *loss_options)
-                product.copy_(logits)
+                grad_logits = logits.to(dtype)
                 if needs_hidden:
-                    torch.mm(product, weight, out=grad_hidden[start:end])
-                if needs_weight and partial is None:
-                    grad_weight.addmm_(product.t(), hidden, beta=min(start, 1))
-                elif needs_weight:
-                    torch.mm(product.t(), hidden, out=partial)
-                    grad_weight.copy_(partial) if start == 0 else grad_weight.add_(partial)
+                    _add_product_(grad_hidden[start:end], grad_logits, weight, beta=0)
+                if needs_weight:
+                    _add_product_(grad_weight, grad_logits.t(), hidden, beta=1)
                 if needs_bias:
                     grad_bias.add_(logits.sum(0))
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)

@@ -111,7 +111,7 @@ class VariformPreTrainedModel(PreTrainedModel):
     ) -> torch.Tensor | None:
         """Generation with a static cache asks for masks in advance: the forward makes them itself, from a 2-D mask as long as
         the cache, so that its shape stays the same in every step."""
-        if not is_plain_mask(attention_mask):
+        if attention_mask is None or not is_plain_mask(attention_mask):
             return attention_mask
         missing = past_key_values.get_max_length() - attention_mask.shape[1]
         return nn.functional.pad(attention_mask, (0, max(missing, 0)))
@@ -269,7 +269,7 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.encoder.embed_tokens = value
         if self.config.tie_encoder_decoder_embeddings:
             self.decoder.embed_tokens = value
@@ -446,7 +446,7 @@ class VariformEncoderDecoderForConditionalGeneration(
             self._tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
         self.post_init()
 
-    def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """`(batch, seq)` labels -> the decoder's inputs: the start token, then the labels but the last; -100 becomes padding.
 
         Raises:

@@ -29,9 +29,8 @@ class RMSNorm(nn.Module):
             normed = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.eps)
         else:
             normed = F.rms_norm(exact, exact.shape[-1:], eps=self.eps)
-        return (
-            (weight * normed).to(hidden_states.dtype) if self.unit_offset else weight * normed.to(hidden_states.dtype)
-        )
+        normed = normed if self.unit_offset else normed.to(hidden_states.dtype)
+        return (weight * normed).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}, unit_offset={self.unit_offset}"

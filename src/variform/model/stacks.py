@@ -1,7 +1,7 @@
 """The stack: positions once, masks once, the loop over the layers. An encoder and a decoder are each one stack."""
 
 import difflib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -55,6 +55,8 @@ class TransformerStack:
     """
 
     is_causal: bool
+    config: Any
+    training: bool
 
     def __init__(self, config, encoder_size: int | None = None):
         # Read by the base class's __init__; only a stack that attends to another records cross-attention
@@ -64,8 +66,10 @@ class TransformerStack:
         }
         if encoder_size is not None:
             self._can_record_outputs["cross_attentions"] = OutputRecorder(Attention, index=1, layer_name="cross_attn")
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
+        super().__init__(config)  # type: ignore[call-arg]  # the PreTrainedModel that this is mixed into
+        # No padding_idx: padding is masked and gets no gradient anyway, and where a decoder starts with the padding token
+        # (T5) that row has to learn
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         hooks = make_position_hooks(config, self.is_causal)
         self.embeddings = TextEmbeddings(config, hooks.add)
         self.rotary_emb, self.position_bias = hooks.rotate, hooks.bias
@@ -79,13 +83,13 @@ class TransformerStack:
     def run(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | dict | None = None,
-        position_ids: torch.LongTensor | None = None,
+        attention_mask: Any = None,
+        position_ids: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
+        encoder_attention_mask: Any = None,
         **kwargs,
     ) -> StackOutput:
         """Runs the stack.
@@ -106,9 +110,10 @@ class TransformerStack:
         refuse_near_misses(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        check_shapes(input_ids if inputs_embeds is None else inputs_embeds, attention_mask, past_key_values)
+        given: Any = input_ids if inputs_embeds is None else inputs_embeds
+        check_shapes(given, attention_mask, past_key_values)
         if inputs_embeds is None:
-            inputs_embeds = look_up(self.embed_tokens, input_ids, "input_ids")
+            inputs_embeds = look_up(self.embed_tokens, given, "input_ids")
 
         cache = past_key_values.self_attention_cache if is_pair_cache(past_key_values) else past_key_values
         # A mask without padding says nothing; without it the fast kernels are open, and explicit positions can mark packing
@@ -177,7 +182,7 @@ class TransformerStack:
         """What the layers of one type hide; None where nothing is hidden but, in a causal stack, the future."""
         if isinstance(attention_mask, dict):
             return attention_mask[layer_type]
-        options = {}
+        options: dict[str, Any] = {}
         if documents is not None:
             documents = documents.expand(hidden_states.shape[0], -1)
 
@@ -284,6 +289,6 @@ def refuse_near_misses(kwargs: dict) -> None:
     if is_torchdynamo_compiling():
         return
     for key in kwargs.keys() - PASSED_ON:
-        near = difflib.get_close_matches(key, ARGUMENTS, n=1, cutoff=0.85)
+        near = difflib.get_close_matches(key, ARGUMENTS, n=1, cutoff=0.8)
         if near and key not in ARGUMENTS:
             raise TypeError(f"forward() got an unexpected keyword `{key}`; did you mean `{near[0]}`?")

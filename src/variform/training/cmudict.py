@@ -22,6 +22,9 @@ PUBLISHED = {
 PUBLISHED_SOURCE = (
     "word error rates in the README of CMUSphinx g2p-seq2seq, latest CMUdict without stress, another split"
 )
+LIMITS = """\
+One English word at a time, in lower case letters and apostrophes; phonemes without stress. American English, many of
+the words being names. The answer is the likeliest pronunciation: heteronyms ("read", "lead") get one of theirs."""
 
 
 def dictionary_file() -> Path:

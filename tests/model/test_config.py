@@ -1,0 +1,270 @@
+"""The configs: what they derive, what they keep, and that whatever they refuse is named with its mend."""
+
+import json
+import re
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from hypothesis import given, settings
+from strategies import forms, wild_forms
+from tiny import CONFIGS, build, inputs, tiny
+from transformers import AutoConfig
+
+import variform
+from variform import VariformDecoderConfig, VariformEncoderConfig, VariformEncoderDecoderConfig
+
+ROPE = {"rope_type": "default", "rope_theta": 100.0}
+RELATIVE = {"position_embedding_type": "relative_bias"}
+
+# (field at fault, what else the message must hold, fields of a form that are refused together)
+ILLEGAL = [
+    *[
+        (name, "at least 1", {name: 0})
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        )
+    ],
+    *[
+        (name, "unset to derive it", {name: -1})
+        for name in ("intermediate_size", "head_dim", "num_key_value_heads", "embedding_size", "num_hidden_groups")
+    ],
+    ("type_vocab_size", "0 (none) or more", {"type_vocab_size": -1}),
+    ("position_offset", "0 or more", {"position_offset": -1}),
+    ("hidden_size", "set `head_dim`", {"hidden_size": 13, "head_dim": None}),
+    ("num_key_value_heads", "`num_attention_heads=3`", {"num_key_value_heads": 2}),
+    ("num_hidden_groups", "`num_hidden_layers=2`", {"num_hidden_groups": 3}),
+    ("num_hidden_groups", "one pattern", {"num_hidden_groups": 1, "attention_patterns": ["full", "sliding_window:2"]}),
+    ("skip_first_norm", "`num_hidden_groups=1`", {"num_hidden_groups": 1, "skip_first_norm": True}),
+    ("hidden_act", "Did you mean 'gelu'?", {"hidden_act": "gellu"}),
+    *[(f"{name}_dropout", "[0, 1)", {f"{name}_dropout": 1.0}) for name in ("hidden", "attention", "activation")],
+    ("classifier_dropout", "[0, 1)", {"classifier_dropout": -0.1}),
+    ("layerdrop", "[0, 1)", {"layerdrop": 1.0}),
+    ("label_smoothing", "[0, 1)", {"label_smoothing": 1.0}),
+    ("z_loss_coef", "0 (off) or more", {"z_loss_coef": -1}),
+    ("norm_eps", "above 0", {"norm_eps": 0}),
+    ("initializer_range", "0 or more", {"initializer_range": -0.1}),
+    *[
+        (name, "null to leave it out", {name: value})
+        for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_scale")
+        for value in (0.0, -1)
+    ],
+    ("attention_bias", "'q'", {"attention_bias": ["q", "x"]}),
+    ("norm_unit_offset", "norm_type", {"norm_unit_offset": True, "norm_type": "layer_norm"}),
+    ("parallel_residual", "norm_placement='pre'", {"parallel_residual": True, "norm_placement": "post"}),
+    ("skip_first_norm", "norm_placement='post'", {"skip_first_norm": True, "norm_placement": "post"}),
+    ("attention_patterns", "at least one", {"attention_patterns": []}),
+    ("attention_patterns", "Did you mean 'full'?", {"attention_patterns": ["ful"]}),
+    ("attention_patterns", "'window'", {"attention_patterns": ["sliding_window"]}),
+    ("attention_patterns", "at least 1 key", {"attention_patterns": ["sliding_window:0"]}),
+    ("attention_patterns", "at least 1 key", {"attention_patterns": [{"name": "sliding_window", "window": 2.5}]}),
+    ("attention_patterns", "name:number", {"attention_patterns": ["sliding_window:x"]}),
+    ("attention_patterns", "neither a string nor a dict", {"attention_patterns": [3]}),
+    ("attention_patterns", "wider than `max_position_embeddings=24`", {"attention_patterns": ["sliding_window:25"]}),
+    ("attention_patterns", "one window", {"attention_patterns": ["sliding_window:2", "sliding_window:3"]}),
+    ("rope_parameters['rope_type']", "'yarn'", {"rope_parameters": {"rope_type": "ntk"}}),
+    ("rope_parameters['rope_theta']", "above 0", {"rope_parameters": {**ROPE, "rope_theta": -1.0}}),
+    ("rope_parameters", "factor", {"rope_parameters": {**ROPE, "rope_type": "linear"}}),
+    ("rope_parameters", "high_freq_factor", {"rope_parameters": {**ROPE, "rope_type": "llama3", "factor": 2.0}}),
+    (
+        "rope_parameters['rope_type']",
+        "4 channels",
+        {"rope_parameters": {**ROPE, "rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.5}},
+    ),
+    ("head_dim", "even number", {"head_dim": 5}),
+    ("partial_rotary_factor", "even number", {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.3}}),
+    ("partial_rotary_factor", "even number", {"rope_parameters": {**ROPE, "partial_rotary_factor": 3.0}}),
+    ("position_embedding_type", "even", {"position_embedding_type": "sinusoidal", "embedding_size": 5}),
+    ("relative_attention_num_buckets", "2 or more", {**RELATIVE, "relative_attention_num_buckets": 1}),
+    ("relative_attention_max_distance", "above", {**RELATIVE, "relative_attention_max_distance": 2}),
+    *[(f"{name}_token_id", "vocab_size=19", {f"{name}_token_id": 19}) for name in ("pad", "bos", "eos")],
+    ("eos_token_id", "vocab_size=19", {"eos_token_id": [1, -1]}),
+]
+
+
+@pytest.mark.parametrize("shape", ["encoder", "decoder"])
+@pytest.mark.parametrize(("name", "mend", "fields"), ILLEGAL, ids=[f"{name}-{mend}" for name, mend, _ in ILLEGAL])
+def test_an_illegal_value_is_refused_by_name(shape, name, mend, fields):
+    with pytest.raises(ValueError) as error:
+        tiny(shape, **fields)
+    message = str(error.value)
+    assert re.search(rf"`{re.escape(name)}(=|`)", message), message
+    assert mend in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+@pytest.mark.parametrize(("name", "fields"), [(name, fields) for name, _, fields in ILLEGAL[:-6:4]])
+def test_an_illegal_value_is_refused_inside_a_pair(side, name, fields):
+    with pytest.raises(ValueError, match=f"`{re.escape(name)}"):
+        tiny("encoder_decoder", **{side: fields})
+
+
+def test_an_odd_number_of_buckets_is_refused_both_ways():
+    with pytest.raises(ValueError, match="`relative_attention_num_buckets=7`.*even"):
+        tiny("encoder", position_embedding_type="relative_bias", relative_attention_num_buckets=7)
+
+
+def test_a_causal_window_of_one_key_is_refused():
+    """transformers' sliding caches keep `window - 1` keys by slicing `[-(window - 1):]`, which for 1 is all of them."""
+    with pytest.raises(ValueError, match="`attention_patterns` has a causal window of 1 key.*2 or more"):
+        tiny("decoder", attention_patterns=["sliding_window:1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("hidden_size", "12"), ("gated_mlp", 1), ("norm_type", "batch_norm"), ("attention_patterns", "full")],
+)
+def test_a_value_of_another_type_is_refused(name, value):
+    with pytest.raises((ValueError, StrictDataclassError), match=f"[`']{name}"):
+        tiny("decoder", **{name: value})
+
+
+@given(wild_forms())
+@settings(max_examples=100)
+def test_any_form_is_refused_by_name_or_runs(form):
+    shape, fields = form
+    try:
+        config = CONFIGS[shape](**fields)
+    except (ValueError, StrictDataclassError) as error:
+        named = re.findall(r"[`'](\w+)", str(error))
+        assert set(named) & {*fields, "partial_rotary_factor"}, error
+        return
+    try:
+        output = build(config)(inputs(2, min(5, config.max_position_embeddings), min(19, config.vocab_size + 3)) - 3)
+    except ValueError as error:
+        assert "outside the table" in str(error)  # the ids of a tiny vocabulary
+        return
+    assert output.last_hidden_state.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("num_atention_heads", "num_attention_heads"),
+        ("hidden_sizes", "hidden_size"),
+        ("n_layers", None),
+        ("rope_parameter", "rope_parameters"),
+        ("attention_pattern", "attention_patterns"),
+    ],
+)
+@pytest.mark.parametrize("shape", ["encoder", "decoder"])
+def test_an_unknown_key_is_refused_with_the_nearest(shape, wrong, right):
+    with pytest.raises(ValueError, match=f"`{wrong}` is not a field" + (f".*`{right}`" if right else "")):
+        tiny(shape, **{wrong: 3})
+
+
+def test_an_unknown_key_of_a_pair_is_refused():
+    with pytest.raises(ValueError, match="`tie_embeddings` is not a field of VariformEncoderDecoderConfig"):
+        VariformEncoderDecoderConfig(tie_embeddings=True)
+
+
+def test_a_key_of_a_newer_release_names_the_release():
+    with pytest.raises(ValueError, match=r"`num_experts`.*pip install 'variform>=99.0.0'"):
+        VariformDecoderConfig(num_experts=4, variform_version="99.0.0")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"num_labels": 3}, {"torch_dtype": "float16"}, {"_name_or_path": "x"}, {"rope_theta": 5.0}, {"top_k": 5}],
+    ids=lambda given: next(iter(given)),
+)
+def test_keys_of_the_platform_pass(given):
+    assert tiny("decoder", **given).model_type == "variform_decoder"
+
+
+class TestDerived:
+    def test_a_gated_network_has_two_thirds_of_four_widths(self):
+        assert VariformDecoderConfig(hidden_size=96).intermediate_size == 256
+        assert VariformDecoderConfig(hidden_size=96, gated_mlp=False).intermediate_size == 384
+
+    def test_heads_share_the_width(self):
+        config = VariformDecoderConfig(hidden_size=96, num_attention_heads=6)
+        assert (config.head_dim, config.num_key_value_heads, config.embedding_size) == (16, 6, 96)
+
+    @pytest.mark.parametrize(("placement", "has_one"), [("pre", True), ("post", False), ("reordered", True)])
+    def test_a_final_norm_follows_the_placement(self, placement, has_one):
+        assert tiny("decoder", norm_placement=placement).final_norm is has_one
+
+    def test_patterns_are_tiled_over_the_layers(self):
+        config = tiny("decoder", attention_patterns=["sliding_window:4", "full"], num_hidden_layers=3)
+        assert config.layer_types == ["sliding_attention", "full_attention", "sliding_attention"]
+        assert config.sliding_window == 4
+
+    def test_strings_and_dicts_of_a_pattern_are_one(self):
+        spellings = ["sliding_window:4", "sliding_window:window=4", {"name": "sliding_window", "window": 4}]
+        configs = [tiny("decoder", attention_patterns=[spelling]) for spelling in spellings]
+        assert [config.attention_patterns for config in configs] == [[{"name": "sliding_window", "window": 4}]] * 3
+
+    def test_the_dict_that_was_given_stays_as_it_was(self):
+        given = {"rope_type": "default"}
+        tiny("decoder", rope_parameters=given)
+        assert given == {"rope_type": "default"}
+
+    def test_no_layer_types_are_stored(self):
+        assert not {"layer_types", "sliding_window"} & tiny("decoder").to_dict().keys()
+
+
+@given(forms())
+@settings(max_examples=40)
+def test_a_config_survives_json(form):
+    shape, fields = form
+    config = CONFIGS[shape](**fields)
+    stored = json.loads(config.to_json_string(use_diff=False))
+    assert CONFIGS[shape].from_dict(stored).to_dict() == config.to_dict()
+    assert CONFIGS[shape].from_dict(json.loads(config.to_json_string(use_diff=True))).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("shape", list(CONFIGS))
+def test_a_saved_config_loads_through_auto_config_and_names_every_class(shape, tmp_path):
+    config = tiny(shape)
+    config.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["auto_map"] == variform.AUTO_MAP[config.model_type]
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is type(config)
+    unlike = {"auto_map": None, "_name_or_path": None}
+    assert loaded.to_dict() | unlike == config.to_dict() | unlike
+
+
+class TestPair:
+    def test_what_belongs_to_the_pair_is_refused_in_a_stack(self):
+        with pytest.raises(ValueError, match=r"`decoder.label_smoothing=0.1` belongs to the pair"):
+            tiny("encoder_decoder", decoder={"label_smoothing": 0.1})
+
+    def test_the_ids_of_the_pair_reach_both_stacks(self):
+        config = tiny("encoder_decoder", pad_token_id=3)
+        assert config.encoder.pad_token_id == config.decoder.pad_token_id == 3
+
+    def test_a_stack_of_the_wrong_kind_is_refused(self):
+        with pytest.raises(ValueError, match="`encoder` must be a variform_encoder config"):
+            VariformEncoderDecoderConfig(encoder=VariformDecoderConfig())
+
+    def test_a_config_serves_as_a_stack(self):
+        config = VariformEncoderDecoderConfig(encoder=VariformEncoderConfig(hidden_size=64))
+        assert (config.encoder.hidden_size, config.decoder.hidden_size) == (64, 512)
+
+    def test_a_start_token_outside_the_vocabulary_is_refused(self):
+        with pytest.raises(ValueError, match=r"`decoder_start_token_id=19`.*`decoder.vocab_size=19`"):
+            tiny("encoder_decoder", decoder_start_token_id=19)
+
+    def test_embeddings_are_shared_when_their_shapes_agree(self):
+        assert tiny("encoder_decoder").tie_encoder_decoder_embeddings
+        assert not tiny("encoder_decoder", encoder={"vocab_size": 20}).tie_encoder_decoder_embeddings
+
+    def test_sharing_embeddings_of_two_shapes_is_refused(self):
+        with pytest.raises(ValueError, match="`tie_encoder_decoder_embeddings=True` needs equal `vocab_size`"):
+            tiny("encoder_decoder", encoder={"vocab_size": 20}, tie_encoder_decoder_embeddings=True)
+
+    def test_the_sizes_of_the_decoder_are_mirrored(self):
+        config = tiny("encoder_decoder", decoder={"hidden_size": 24, "num_hidden_layers": 3})
+        assert (config.hidden_size, config.num_hidden_layers) == (24, 3)
+        assert config.to_dict()["hidden_size"] == 24
+
+    def test_the_text_config_of_each_side_is_its_stack(self):
+        config = tiny("encoder_decoder")
+        assert config.get_text_config(encoder=True) is config.encoder
+        assert config.get_text_config(decoder=True) is config.decoder
