@@ -7,7 +7,7 @@ comma := ,
 # The newest torch this was tested with, where none is installed. Its processor build is a tenth of the download;
 # a machine with an NVIDIA driver gets the full one.
 TORCH ?= torch==2.13.0
-TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
+
 
 MINUTES ?= 5
 WORDS ?= hello transformer variform phoenix
@@ -56,7 +56,7 @@ $(VENV)/bin/python:
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 	@begin=$$(date +%s); echo "Installing what '$*' needs into $(VENV) ..."; \
 	$(BIN)/python -c 'import torch' 2>/dev/null || \
-		$(BIN)/pip install --quiet --retries 2 '$(TORCH)' $(TORCH_INDEX) || exit 1; \
+		$(BIN)/pip install --quiet --retries 2 '$(TORCH)' || exit 1; \
 	$(BIN)/pip install --quiet -e '.[$(if $(filter test,$*),test$(comma)lint,$*)]' || exit 1; \
 	echo "Installed for '$*' in $$(( $$(date +%s) - begin )) s."
 	@touch $@

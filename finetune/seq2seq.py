@@ -67,7 +67,9 @@ class PronunciationArguments:
 
 def main(argv: list[str]) -> int:
     """Run the recipe; returns the exit status."""
-    task, training = parse_recipe([PronunciationArguments, Seq2SeqTrainingArguments], argv)
+    # Unless told that the CPU is meant, Trainer ignores the other processes of torchrun where there is only a CPU
+    device = [] if torch.accelerator.is_available() else ["--use_cpu", "true"]
+    task, training = parse_recipe([PronunciationArguments, Seq2SeqTrainingArguments], [*device, *argv])
     training.predict_with_generate, training.include_for_metrics = True, ["inputs"]
     set_seed(training.seed)
     disable_progress_bar()  # the ones for loading and saving a file; ours stays

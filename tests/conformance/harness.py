@@ -83,7 +83,7 @@ class Form:
 class ModelTester:
     """What the tests ask of their `model_tester`: sizes by their usual names, a config and a batch."""
 
-    batch_size, seq_length, num_labels, num_choices = 13, 7, 3, 4
+    batch_size, seq_length, num_choices = 13, 7, 4
     is_training = True
     conditional_generation_class = None
 
@@ -150,6 +150,7 @@ class FormTests:
             raise self.skipped_parts[0]
 
     def test_config(self):
+        # ConfigTester compares what is written with what was given: lists and dicts are written in their full form
         flat = {name: value for name, value in self.form.fields.items() if not isinstance(value, (dict, list))}
         ConfigTester(self, config_class=self.form.family.config_class, **flat).run_common_tests()
 

@@ -81,7 +81,7 @@ class Verdict:
     def __init__(self, config: pytest.Config):
         self.config = config
         self.outcomes: Outcomes = {}
-        self.against: list[str] = []
+        self.against: list[str] | None = None  # until the whole run can be judged
         self.reference_path = Path(os.environ["CONFORMANCE_REFERENCE"])
         self.records = os.environ["CONFORMANCE"] == "reference"
 
@@ -97,13 +97,14 @@ class Verdict:
 
     @pytest.hookimpl
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.records:
-            write_reference(self.reference_path, self.outcomes)
-        elif self.outcomes:
-            whole = not (self.config.option.keyword or any("::" in argument for argument in self.config.args))
+        if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            return
+        whole = not (self.config.option.keyword or any("::" in argument for argument in self.config.args))
+        if not self.records:
             self.against = judge(self.outcomes, read_reference(self.reference_path), whole)
-            if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED if self.against else pytest.ExitCode.OK
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED if self.against else pytest.ExitCode.OK
+        elif whole:
+            write_reference(self.reference_path, self.outcomes)
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -111,9 +112,9 @@ class Verdict:
         reference = {} if self.records else read_reference(self.reference_path)
         for line in table(self.outcomes, reference):
             terminalreporter.line(line)
-        for line in self.against:
+        for line in self.against or []:
             terminalreporter.line(f"REJECTED {line}")
-        if not self.records and not self.against:
+        if self.against == []:
             terminalreporter.line("accepted: no failure, and no skip that the reference does not have")
 
 

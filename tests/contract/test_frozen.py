@@ -8,8 +8,6 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-import variform  # noqa: F401: registers the family
-
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FROZEN = {
     "encoder": transformers.AutoModelForMaskedLM,

@@ -126,7 +126,9 @@ def test_every_choice_is_implemented_and_differs_from_the_others(shape, field, c
 def test_every_pooling_is_implemented_and_differs_from_the_others():
     input_ids = inputs()
     outputs = [
-        build(tiny("encoder", classifier_pooling=how), transformers.AutoModelForSequenceClassification)(input_ids).logits
+        build(tiny("encoder", classifier_pooling=how), transformers.AutoModelForSequenceClassification)(
+            input_ids
+        ).logits
         for how in get_args(Pooling)
     ]
     for i, first in enumerate(outputs):

@@ -116,7 +116,9 @@ def world(tmp_path_factory):
             expected[name] = model(**given[name])[0]
 
     model = build(FORMS["variform_decoder"], transformers.AutoModelForCausalLM)
-    arguments = TrainingArguments(folder / "run", max_steps=1, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True)
+    arguments = TrainingArguments(
+        folder / "run", max_steps=1, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
+    )
     Trainer(model, arguments, train_dataset=Repeated()).train()
     jobs["trainer"] = (str(folder / "run" / "checkpoint-1"), "AutoModelForCausalLM")
     given["trainer"] = example("variform_decoder", "AutoModelForCausalLM")

@@ -41,7 +41,12 @@ def batch(shape: str) -> dict[str, torch.Tensor]:
 
 ENCODERS = {
     "rope_window": {"attention_patterns": ["full", "sliding_window:2"]},
-    "learned_post": {"position_embedding_type": "learned", "norm_placement": "post", "norm_type": "layer_norm", "pooler": True},
+    "learned_post": {
+        "position_embedding_type": "learned",
+        "norm_placement": "post",
+        "norm_type": "layer_norm",
+        "pooler": True,
+    },
     "relative_bias": {"position_embedding_type": "relative_bias", "attention_patterns": ["sliding_window:3"]},
 }
 
@@ -92,10 +97,12 @@ def test_a_decoding_step_is_one_graph(form):
     input_ids, mask = pad(inputs(), left=2)
     given = {"input_ids": input_ids, "attention_mask": mask}
     expected = model.generate(**given, max_new_tokens=5, do_sample=False)
-    torch._dynamo.utils.counters.clear()
+    torch._dynamo.utils.counters["stats"].clear()
     found = compiled_generation(model, given, pad_token_id=0)
     assert torch.equal(found, expected)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    # transformers' static window takes another branch once it is full, for native models too
+    graphs = 1 + ("sliding_attention" in model.config.layer_types)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 def test_an_encoder_decoder_decoding_step_is_one_graph():
@@ -111,7 +118,8 @@ def test_an_encoder_decoder_decoding_step_is_one_graph():
 @torch.no_grad()
 def test_a_model_exports_for_every_length(shape):
     model, given = build(tiny(shape), HEADS[shape]), batch(shape)
-    given["use_cache"] = False
+    if shape != "encoder":
+        given["use_cache"] = False
     length = torch.export.Dim("length", min=2, max=20)
     dynamic = {name: {1: length} if name in ("input_ids", "attention_mask") else None for name in given}
     program = torch.export.export(model, (), given, dynamic_shapes=dynamic)

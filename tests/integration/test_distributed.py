@@ -21,7 +21,10 @@ EVEN = {"vocab_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2}
 BIASED = {"attention_bias": True, "mlp_bias": True, "lm_head_bias": True}
 FORMS = {
     "plain": (AutoModelForCausalLM, tiny("decoder", **EVEN)),
-    "untied_odd_vocabulary": (AutoModelForCausalLM, tiny("decoder", **{**EVEN, "vocab_size": 19}, tie_word_embeddings=False)),
+    "untied_odd_vocabulary": (
+        AutoModelForCausalLM,
+        tiny("decoder", **{**EVEN, "vocab_size": 19}, tie_word_embeddings=False),
+    ),
     "head_norm": (AutoModelForCausalLM, tiny("decoder", **EVEN, **BIASED, qk_norm="head", norm_placement="sandwich")),
     "full_norm": (AutoModelForCausalLM, tiny("decoder", **EVEN, qk_norm="full", norm_placement="reordered")),
     "sinks": (AutoModelForCausalLM, tiny("decoder", **EVEN, qk_norm="head", attention_sinks=True)),
@@ -53,8 +56,12 @@ def batch() -> dict[str, torch.Tensor]:
 def step(model, rows: slice = slice(None), share: int = 1) -> dict[str, torch.Tensor]:
     """Loss and gradients of some rows of the batch, divided by the tokens of all of them over `share` processes."""
     given = batch()
-    tokens = (given["labels"][:, 1:] if "Causal" in type(getattr(model, "module", model)).__name__ else given["labels"]) != -100
-    loss = model(**{name: tensor[rows] for name, tensor in given.items()}, num_items_in_batch=tokens.sum() / share).loss
+    tokens = (
+        given["labels"][:, 1:] if "Causal" in type(getattr(model, "module", model)).__name__ else given["labels"]
+    ) != -100
+    loss = model(
+        **{name: tensor[rows] for name, tensor in given.items()}, num_items_in_batch=tokens.sum() / share
+    ).loss
     loss.backward()
     found = {"loss": loss.detach()}
     for name, parameter in model.named_parameters():
@@ -75,7 +82,9 @@ def process(folder: Path) -> None:
         sharding = DistributedConfig(tp_size=2)
         model = auto_class.from_pretrained(folder / name, distributed_config=sharding)
         results["tensor", name] = step(model.train())
-        results["shards", name] = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in model.parameters())
+        results["shards", name] = sum(
+            p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in model.parameters()
+        )
     for name, (auto_class, config) in DATA_FORMS.items():
         model = auto_class.from_pretrained(folder / name, distributed_config=DistributedConfig(fsdp_size=2))
         results["sharded data", name] = step(model.train(), rows, share=2)
@@ -99,7 +108,16 @@ def world(tmp_path_factory):
         model = build(config, auto_class)
         model.save_pretrained(folder / name)
         expected[name] = step(model.train())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        __file__,
+        str(folder),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
@@ -110,7 +128,9 @@ def world(tmp_path_factory):
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -1,5 +1,7 @@
 """`generate` and stock caches: whatever the strategy, decoding step by step is the full forward."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import build, inputs, pad, tiny
@@ -62,7 +64,12 @@ def test_greedy_is_the_argmax_of_the_full_forward(form, cache):
     mask[0, 2:4] = 0
     expected = greedy_without_cache(model, input_ids, 8, attention_mask=mask)
     found = model.generate(
-        input_ids, attention_mask=mask, max_new_tokens=8, do_sample=False, cache_implementation=cache, disable_compile=True
+        input_ids,
+        attention_mask=mask,
+        max_new_tokens=8,
+        do_sample=False,
+        cache_implementation=cache,
+        disable_compile=True,
     )
     assert torch.equal(found, expected)
 
@@ -118,7 +125,9 @@ def test_static_cache_keeps_the_shape_of_every_step(form):
     model, input_ids, shapes = decoder(form), inputs(), set()
     for layer in model.model.layers:
         layer.self_attn.register_forward_pre_hook(
-            lambda module, args, kwargs: shapes.add((args[0].shape, None if kwargs["attention_mask"] is None else kwargs["attention_mask"].shape)),
+            lambda module, args, kwargs: shapes.add(
+                (args[0].shape, None if kwargs["attention_mask"] is None else kwargs["attention_mask"].shape)
+            ),
             with_kwargs=True,
         )
     cache = StaticCache(config=model.config, max_cache_len=16)
@@ -127,9 +136,21 @@ def test_static_cache_keeps_the_shape_of_every_step(form):
     assert len(steps) == len(set(model.config.layer_types))
 
 
+@pytest.fixture
+def quanto(monkeypatch):
+    """quanto, with what its C++ kernel computes in torch's terms: the kernel is compiled on first use, for a minute."""
+    pytest.importorskip("optimum.quanto", reason="optimum-quanto belongs to the `test` extra")
+    from optimum.quanto.library.extensions.cpp import ext
+
+    def unpack(packed, bits):
+        return torch.cat([packed >> shift & (2**bits - 1) for shift in range(0, 8, bits)])
+
+    monkeypatch.setattr(ext, "_lib", SimpleNamespace(unpack=unpack))
+
+
+@pytest.mark.usefixtures("quanto")
 @torch.no_grad()
 def test_quantized_cache_stays_close_to_the_exact_one():
-    pytest.importorskip("optimum.quanto", reason="optimum-quanto belongs to the `test` extra")
     model = decoder("learned", hidden_size=64, head_dim=64, num_attention_heads=1)
     input_ids = inputs(length=9)
     cache = QuantizedCache(backend="quanto", config=model.config, nbits=4, residual_length=4, q_group_size=64)
@@ -158,7 +179,9 @@ def test_encoder_decoder_token_by_token_equals_the_full_forward():
     torch.testing.assert_close(torch.cat(steps, dim=1), full, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static", "disable_compile": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"cache_implementation": "static", "disable_compile": True}]
+)
 def test_encoder_decoder_generates_the_same_without_cache(options):
     model, (source, mask) = encoder_decoder(), pad(inputs(), left=1, right=2)
     plain = {key: value for key, value in options.items() if key == "num_beams"}
@@ -173,7 +196,9 @@ def test_encoder_decoder_padding_of_the_source_changes_no_token():
     assert torch.equal(model.generate(padded, attention_mask=mask, max_new_tokens=6), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static", "disable_compile": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 2}, {"cache_implementation": "static", "disable_compile": True}]
+)
 def test_keys_of_the_source_are_computed_once(options):
     model, calls = encoder_decoder(), []
     for layer in model.model.decoder.layers:

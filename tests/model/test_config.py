@@ -104,13 +104,13 @@ def test_an_illegal_value_is_refused_inside_a_pair(side, name, fields):
 
 
 def test_an_odd_number_of_buckets_is_refused_both_ways():
-    with pytest.raises(ValueError, match="`relative_attention_num_buckets=7`.*even"):
+    with pytest.raises(ValueError, match=r"`relative_attention_num_buckets=7`.*even"):
         tiny("encoder", position_embedding_type="relative_bias", relative_attention_num_buckets=7)
 
 
 def test_a_causal_window_of_one_key_is_refused():
     """transformers' sliding caches keep `window - 1` keys by slicing `[-(window - 1):]`, which for 1 is all of them."""
-    with pytest.raises(ValueError, match="`attention_patterns` has a causal window of 1 key.*2 or more"):
+    with pytest.raises(ValueError, match=r"`attention_patterns` has a causal window of 1 key.*2 or more"):
         tiny("decoder", attention_patterns=["sliding_window:1"])
 
 

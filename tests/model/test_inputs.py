@@ -49,7 +49,7 @@ def test_a_type_id_beyond_the_table_is_named():
 
 
 def test_types_for_a_form_without_types_are_refused(model):
-    with pytest.raises(ValueError, match="`token_type_ids`.*`type_vocab_size=0`"):
+    with pytest.raises(ValueError, match=r"`token_type_ids`.*`type_vocab_size=0`"):
         model(inputs(), token_type_ids=torch.ones(2, 7).long())
 
 
@@ -150,7 +150,7 @@ class TestLabelsOfLanguageModels:
         return build(tiny(shape), LM[shape]).train(training)
 
     def test_floats_are_refused(self, shape, training):
-        with pytest.raises(ValueError, match="`labels` must hold integer.*torch.float32"):
+        with pytest.raises(ValueError, match=r"`labels` must hold integer.*torch\.float32"):
             self.model(shape, training)(inputs(), labels=inputs().float())
 
     def test_another_shape_is_refused(self, shape, training):
@@ -317,7 +317,7 @@ def test_left_padded_generation_is_as_unpadded(positions):
 
 
 def test_an_encoder_decoder_without_decoder_inputs_is_refused():
-    with pytest.raises(ValueError, match="`decoder_input_ids`.*`labels`"):
+    with pytest.raises(ValueError, match=r"`decoder_input_ids`.*`labels`"):
         build(tiny("encoder_decoder"), AutoModelForSeq2SeqLM)(inputs())
 
 

@@ -4,13 +4,14 @@ Legend: B batch, H heads, G key-value heads, Q queries, K keys, D head_dim.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .norms import make_norm
+from .norms import make_norm, mark_residual_writer
 from .positions import rotate
 
 
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(source_size, key_size, bias="k" in biased)
         self.v_proj = nn.Linear(source_size, key_size, bias="v" in biased)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias="o" in biased)
-        self.o_proj.writes_residual = True  # starts smaller, see `_init_weights`
+        mark_residual_writer(self.o_proj)
         self.norms_heads = config.qk_norm == "head"
         self.q_norm = self.k_norm = None
         if config.qk_norm is not None:
@@ -180,7 +181,7 @@ class Attention(nn.Module):
         """Keys and values of the encoder's states: computed at the first step, then read back."""
         if not isinstance(past_key_values, EncoderDecoderCache):
             return self._keys_and_values(states)
-        cache = past_key_values.cross_attention_cache
+        cache: Any = past_key_values.cross_attention_cache
         if past_key_values.is_updated.get(layer_idx):
             return cache.layers[layer_idx].keys, cache.layers[layer_idx].values
         key, value = cache.update(*self._keys_and_values(states), layer_idx)

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .norms import mark_residual_writer
+
 
 class FeedForward(nn.Module):
     """Two-layer network applied to each position (Vaswani et al., arXiv:1706.03762, sec. 3.3).
@@ -20,7 +22,7 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(hidden_size, inner_size, bias=config.mlp_bias) if config.gated_mlp else None
         self.up_proj = nn.Linear(hidden_size, inner_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(inner_size, hidden_size, bias=config.mlp_bias)
-        self.down_proj.writes_residual = True  # starts smaller, see `_init_weights`
+        mark_residual_writer(self.down_proj)
         self.act_fn = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.activation_dropout) if config.activation_dropout > 0 else nn.Identity()
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 # Logits held at a time: 24 MiB of float32 stay in a CPU's cache, but are too little work for an accelerator.
 CPU_CHUNK_LOGITS, ACCELERATOR_CHUNK_LOGITS = 3 * 2**21, 2**27
 # With fewer tokens, products spend their time on reading the weight.
-MIN_CHUNK_TOKENS = 80
+MIN_CHUNK_TOKENS = 96
 # How often a wrapped head is called. Constant, because under FSDP a call is a collective: processes whose batches have
 # different lengths would otherwise wait for each other for ever.
 HEAD_CALLS = 8
@@ -210,7 +210,7 @@ def _loss_and_gradient_(logits, labels, logit_scale, logit_softcap, label_smooth
     lse = top + norm.log()
 
     logits.mul_(weights * (1 + 2 * z_loss_coef * lse) / norm)
-    logits.scatter_add_(1, labels, weights * (label_smoothing - 1))
+    logits.scatter_(1, labels, logits.gather(1, labels) - weights * (1 - label_smoothing))  # adding is not deterministic
     if label_smoothing:
         logits.sub_(weights * (label_smoothing / logits.shape[1]))
     if logit_softcap is not None:

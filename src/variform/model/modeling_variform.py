@@ -1,6 +1,7 @@
 """The public classes: one stack each, or two, under a task's head; what Hugging Face asks of them stands in their bases."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,7 +69,7 @@ class VariformPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         """Normal(0, initializer_range) for matrices and tables, 0 for biases, 1 for norms.
 
         The matrices that write into the residual stream start smaller by sqrt(2 x layers), so that its variance does not
@@ -281,7 +282,7 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
@@ -466,7 +467,7 @@ class VariformEncoderDecoderForConditionalGeneration(
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,

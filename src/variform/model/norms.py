@@ -1,5 +1,7 @@
 """Normalisation, and where it stands around a residual branch."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -55,6 +57,11 @@ class LayerScale(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(..., hidden_size)` -> `(..., hidden_size)`."""
         return hidden_states * self.weight
+
+
+def mark_residual_writer(linear: Any) -> None:
+    """Marks a projection whose output is added to the residual stream: it starts smaller, see `_init_weights`."""
+    linear.writes_residual = True
 
 
 class Residual(nn.Module):

@@ -55,6 +55,7 @@ class TransformerStack:
     """
 
     is_causal: bool
+    _can_record_outputs: Any
     config: Any
     training: bool
 
