@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -47,6 +48,8 @@ tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
 words = tokenizer(["hello", "transformer"], padding=True, return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**words), skip_special_tokens=True))"""
+
+Scores = dict[str, dict[str, float]]  # {how it was decoded: {"per": ..., "wer": ...}}
 
 
 @dataclass
@@ -104,7 +107,7 @@ def main(argv: list[str]) -> int:
     scores = judge(trainer, task.beams)
     if trainer.is_world_process_zero():
         console.print(score_table(scores, len(words.judged)))
-        write_card(folder, card_facts(folder, task, words, trainer, scores, argv))
+        write_card(folder, card_facts(task, words, trainer, scores, argv))
         if task.words:
             pronounce(console, folder, model, tokenizer, task.words)
         console.print(f"Model and card are in {folder}.")
@@ -163,8 +166,8 @@ def make_trainer(
     return trainer, interruption
 
 
-def judge(trainer: BudgetedTrainer, beams: list[int]) -> dict[str, dict[str, float]]:
-    """`{how it was decoded: {"per": ..., "wer": ...}}` on the judged words."""
+def judge(trainer: BudgetedTrainer, beams: list[int]) -> Scores:
+    """The error rates on the judged words with each beam width."""
     scores = {}
     for width in beams:
         measured = trainer.evaluate(num_beams=width)
@@ -173,7 +176,7 @@ def judge(trainer: BudgetedTrainer, beams: list[int]) -> dict[str, dict[str, flo
     return scores
 
 
-def score_table(scores: dict[str, dict[str, float]], judged: int) -> Table:
+def score_table(scores: Scores, judged: int) -> Table:
     """The scores beside the published ones, for people."""
     table = Table(title=f"Errors in % on {judged:,} held-out words", caption=f"* {cmudict.PUBLISHED_SOURCE}")
     for column in ("", "phonemes", "words"):
@@ -186,12 +189,7 @@ def score_table(scores: dict[str, dict[str, float]], judged: int) -> Table:
 
 
 def card_facts(
-    folder: Path,
-    task: PronunciationArguments,
-    words: cmudict.Words,
-    trainer: BudgetedTrainer,
-    scores: dict[str, dict[str, float]],
-    argv: list[str],
+    task: PronunciationArguments, words: cmudict.Words, trainer: BudgetedTrainer, scores: Scores, argv: list[str]
 ) -> CardFacts:
     """What this run knows about its model."""
     metrics = {"wer": "word error rate", "per": "phoneme error rate"}
@@ -199,9 +197,9 @@ def card_facts(
     spent = state.stateful_callbacks.get("TimeBudget", {}).get("attributes")
     minutes = "{:.1f} min by the clock of the budget, {:.1f} min of one core"
     return CardFacts(
-        name=folder.name,
+        name=Path(trainer.args.output_dir).name,
         summary="Pronounces English words: letters in, phonemes (ARPAbet, no stress) out. A Variform encoder-decoder.",
-        usage=USAGE.format(folder=folder),
+        usage=USAGE.format(folder=trainer.args.output_dir),
         task="text2text-generation",
         dataset="cmudict",
         evaluated_on=f"CMUdict, {len(words.judged):,} held-out words",

@@ -98,11 +98,14 @@ def test_a_text_longer_than_the_learned_table_is_refused(shape):
         model(inputs())
 
 
-def test_generation_past_a_learned_table_is_refused():
-    """The text so far is not lost in silence: the message says how long the table is."""
-    model = build(tiny("decoder", position_embedding_type="learned", max_position_embeddings=10), AutoModelForCausalLM)
-    with pytest.raises(ValueError, match="`max_position_embeddings=10`"):
-        model.generate(inputs(), max_new_tokens=8, do_sample=False, eos_token_id=None)
+@pytest.mark.parametrize("shape", ["decoder", "encoder_decoder"])
+def test_generation_stops_where_the_learned_table_ends(shape):
+    """The text so far is returned, not lost to an error."""
+    auto_class = AutoModelForCausalLM if shape == "decoder" else AutoModelForSeq2SeqLM
+    table = {"position_embedding_type": "learned", "max_position_embeddings": 10}
+    model = build(tiny(shape, **(table if shape == "decoder" else {"decoder": table})), auto_class)
+    text = model.generate(inputs(), max_new_tokens=30, do_sample=False, eos_token_id=None)
+    assert text.shape[1] == 10
 
 
 def test_positions_of_a_wrong_shape_are_refused(model):

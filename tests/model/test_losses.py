@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from variform.model import losses
 from variform.model.losses import HEAD_CALLS, cross_entropy, linear_cross_entropy, shift_labels
 
 WIDTH, VOCAB = 6, 23
@@ -58,7 +59,9 @@ def assert_same(ours, theirs, rtol=1e-5, atol=1e-6):
     for index, (mine, reference) in enumerate(zip(ours, theirs, strict=True)):
         assert (mine is None) == (reference is None), index
         if mine is not None:
-            torch.testing.assert_close(mine.float(), reference.float(), rtol=rtol, atol=atol, msg=lambda m: f"{index}: {m}")  # noqa: B023
+            torch.testing.assert_close(
+                mine.float(), reference.float(), rtol=rtol, atol=atol, msg=lambda m: f"{index}: {m}"
+            )
 
 
 OPTIONS = st.fixed_dictionaries(
@@ -86,26 +89,23 @@ def test_loss_of_given_logits_equals_the_plain_one(options):
     options = {name: value for name, value in options.items() if not name.startswith("logit")}
     logits, labels = 3 * torch.randn(2, 5, VOCAB), make(seq=5)[2]
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    losses = cross_entropy(ours, labels, **options), plain_loss(theirs, labels, **options)
-    for loss in losses:
-        loss.backward()
-    assert_same([losses[0], ours.grad], [losses[1], theirs.grad])
+    loss, expected = cross_entropy(ours, labels, **options), plain_loss(theirs, labels, **options)
+    loss.backward()
+    expected.backward()
+    assert_same([loss, ours.grad], [expected, theirs.grad])
 
 
-def test_double_precision_stays_double():
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_double_precision_stays_double(is_wrapped):
     hidden, head, labels = make(dtype=torch.float64)
     options = {"label_smoothing": 0.1, "z_loss_coef": 0.01, "logit_softcap": 3.0}
-    weight, bias = head.weight, head.bias
-
-    def loss(hidden, weight, bias):
-        head = nn.Linear(WIDTH, VOCAB, device="meta")
-        head.weight, head.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
-        del head.weight, head.bias
-        head.weight, head.bias = weight, bias
-        return linear_cross_entropy(hidden, head, labels, chunk_size=4, **options)
-
-    assert loss(hidden, weight, bias).dtype == torch.float64
-    assert torch.autograd.gradcheck(loss, (hidden, weight, bias))
+    expected = plain_linear_loss(hidden, head, labels, **options)
+    (expected_grad,) = torch.autograd.grad(expected, hidden)
+    if is_wrapped:
+        head.register_forward_hook(lambda *_: None)
+    loss = linear_cross_entropy(hidden, head, labels, chunk_size=4, **options)
+    loss.backward()
+    torch.testing.assert_close([loss, hidden.grad], [expected, expected_grad], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])
@@ -132,7 +132,9 @@ def test_scaled_float16_gradients_do_not_underflow():
     """A gradient scaler multiplies the loss: dividing by the number of tokens before that would round to zero."""
     hidden, head, labels = make(dtype=torch.float16)
     items, scaler = 10**7, 2.0**20
-    ours = results(lambda *given: scaler * linear_cross_entropy(*given, num_items_in_batch=items), hidden, head, labels)
+    ours = results(
+        lambda *given: scaler * linear_cross_entropy(*given, num_items_in_batch=items), hidden, head, labels
+    )
     exact_head, exact_hidden = copy.deepcopy(head).float(), hidden.detach().float().requires_grad_()
     expected = results(
         lambda *given: scaler * plain_linear_loss(*given, num_items_in_batch=items), exact_hidden, exact_head, labels
@@ -210,15 +212,15 @@ def test_backward_twice_is_refused():
     hidden, head, labels = make()
     loss = linear_cross_entropy(hidden, head, labels)
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="backpropagated before"):
+    with pytest.raises(RuntimeError, match="for one backward"):
         loss.backward()
 
 
 def test_second_derivative_is_refused():
+    """It would lack the part that goes through the head, in silence."""
     hidden, head, labels = make()
-    (grad,) = torch.autograd.grad(linear_cross_entropy(hidden, head, labels), hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(linear_cross_entropy(hidden, head, labels), hidden, create_graph=True)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -234,12 +236,12 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("is_wrapped", [False, True])
 def test_full_logits_are_never_built(is_wrapped):
-    hidden, head, labels = make(batch=16, seq=16)
+    hidden, head, labels = make(batch=16, seq=16, ignored=0)
     if is_wrapped:
         head.register_forward_hook(lambda *_: None)
     with LargestTensor() as largest:
         linear_cross_entropy(hidden, head, labels, chunk_size=16, label_smoothing=0.1, z_loss_coef=0.1).backward()
-    assert largest.size < labels.numel() * VOCAB / 4
+    assert largest.size < labels.numel() * VOCAB / 3
 
 
 def test_ignored_positions_are_not_computed():
@@ -295,11 +297,11 @@ def test_adapted_head_trains_as_with_full_logits(adapter):
 
 
 def test_dropout_inside_an_adapter_is_the_same_in_backward():
-    hidden, _, labels = make()
-    model = get_peft_model(Reader(), LoraConfig(target_modules=["lm_head"], r=2, lora_dropout=0.5))
+    hidden, _, labels = make(dtype=torch.float64)
+    model = get_peft_model(Reader(), LoraConfig(target_modules=["lm_head"], r=2, lora_dropout=0.5)).double()
     nn.init.normal_(model.base_model.model.lm_head.lora_B["default"].weight)
     weight = model.base_model.model.lm_head.lora_A["default"].weight
-    step, losses = 1e-2, []
+    step, moved = 1e-4, []
     torch.manual_seed(1)
     model(hidden, labels, linear_cross_entropy).backward()
     direction = weight.grad / weight.grad.norm()
@@ -307,9 +309,9 @@ def test_dropout_inside_an_adapter_is_the_same_in_backward():
         torch.manual_seed(1)
         with torch.no_grad():
             weight += sign * step * direction
-            losses.append(model(hidden, labels, linear_cross_entropy))
+            moved.append(model(hidden, labels, linear_cross_entropy))
             weight -= sign * step * direction
-    torch.testing.assert_close((losses[0] - losses[1]) / (2 * step), weight.grad.norm(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close((moved[0] - moved[1]) / (2 * step), weight.grad.norm(), rtol=1e-6, atol=0)
 
 
 def test_hooks_of_the_head_run():
@@ -322,24 +324,25 @@ def test_hooks_of_the_head_run():
     assert_same(results(linear_cross_entropy, hidden, add_hook_to_module(head, Doubling()), labels), expected)
 
 
-@pytest.mark.parametrize("is_wrapped", [False, True])
-def test_compiles_to_one_graph_for_all_lengths(is_wrapped):
+@pytest.mark.parametrize("head_class", [nn.Linear, type("OwnLinear", (nn.Linear,), {})])
+def test_compiles_in_whole_and_once_for_all_lengths(head_class, monkeypatch):
+    monkeypatch.setattr(losses, "HEAD_CALLS", 2)  # traces in a quarter of the time
     torch._dynamo.reset()
-    hidden, head, labels = make(seq=11)
-    if is_wrapped:
-        head = get_peft_model(nn.ModuleDict({"lm_head": head}), LoraConfig(target_modules=["lm_head"])).lm_head
+    _, head, _ = make()
+    head.__class__ = head_class
     graphs = []
 
     def backend(graph, example_inputs):
         graphs.append(graph)
         return graph
 
-    compiled = torch.compile(linear_cross_entropy, fullgraph=True, dynamic=True, backend=backend)
-    options = {"label_smoothing": 0.1, "z_loss_coef": 0.01, "logit_softcap": 3.0}
-    for seq in 11, 8, 9:
-        given = hidden.detach()[:, :seq].clone().requires_grad_(), head, labels[:, :seq]
-        assert_same(results(compiled, *given, **options), results(plain_linear_loss, *given, **options))
-    assert len(graphs) == 1
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend=backend)
+    options = {"label_smoothing": 0.1, "z_loss_coef": 0.01}
+    for seq in 11, 8, 9, 30:
+        hidden, _, labels = make(seq=seq)
+        expected = results(plain_linear_loss, hidden, head, labels, **options)
+        assert_same(results(compiled, hidden, head, labels, **options), expected)
+    assert len(graphs) == 2  # the first length alone, then any length
 
 
 def test_label_out_of_range_is_named():
@@ -385,38 +388,39 @@ def test_shifted_labels_are_the_next_tokens():
     assert shift_labels(torch.tensor([[1, 2, 3], [4, -100, 6]])).tolist() == [[2, 3, -100], [-100, 6, -100]]
 
 
-def sharded_step(rank, folder, batches, reshard):
-    """One of two processes: loss and gradients of its batch, with the head a unit of its own, twice."""
+def sharded_steps(rank, folder, batches):
+    """One of two processes: losses and gradients of its batch, with the head a unit of its own."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = Reader()
-    mesh = init_device_mesh("cpu", (2,))
-    fully_shard(model.lm_head, mesh=mesh, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh)
+    mesh, found = init_device_mesh("cpu", (2,)), []
     hidden, labels, count = batches[rank]
-    for _ in range(2):
-        model.zero_grad()
-        loss = model(hidden, labels, lambda *given: linear_cross_entropy(*given, num_items_in_batch=count))
-        loss.backward()
-    gradients = {name: 2 * parameter.grad.full_tensor() for name, parameter in model.named_parameters()}  # mean -> sum
-    torch.save((loss.detach(), gradients), f"{folder}/{rank}.pt")
+    for reshard in True, False:
+        torch.manual_seed(0)
+        model = Reader()
+        fully_shard(model.lm_head, mesh=mesh, reshard_after_forward=reshard)
+        fully_shard(model, mesh=mesh)
+        for _ in range(2):  # the second step shows what the first left behind
+            model.zero_grad()
+            loss = model(hidden, labels, lambda *given: linear_cross_entropy(*given, num_items_in_batch=count))
+            loss.backward()
+        gradients = [2 * parameter.grad.full_tensor() for parameter in model.parameters()]  # FSDP takes the mean
+        found.append((loss.detach(), gradients))
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("reshard", [True, False])
-def test_sharded_head_equals_one_process(tmp_path, reshard):
+def test_sharded_head_equals_one_process(tmp_path):
     """FSDP2 with batches of different lengths, so that an unequal number of collectives would hang."""
     (long, _, long_labels), (short, _, short_labels) = make(seq=30), make(seq=3)
     count = int((long_labels != -100).sum() + (short_labels != -100).sum())
     batches = [(long.detach(), long_labels, count), (short.detach(), short_labels, count)]
-    torch.multiprocessing.spawn(sharded_step, (str(tmp_path), batches, reshard), nprocs=2)
-    losses, gradients = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)))
+    torch.multiprocessing.spawn(sharded_steps, (str(tmp_path), batches), nprocs=2)
 
     torch.manual_seed(0)
     model = Reader()
-    expected = sum(model(h, y, lambda *given: plain_linear_loss(*given, num_items_in_batch=count)) for h, y, _ in batches)
+    expected = sum(
+        model(h, y, lambda *given: plain_linear_loss(*given, num_items_in_batch=count)) for h, y, _ in batches
+    )
     expected.backward()
-    torch.testing.assert_close(sum(losses), expected.float())
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(gradients[0][name], parameter.grad, rtol=1e-5, atol=1e-6)
+    for (loss, gradients), (other_loss, _) in zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2))):
+        assert_same([loss + other_loss, *gradients], [expected, *(parameter.grad for parameter in model.parameters())])

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import torch
 import torch.multiprocessing as multiprocessing
+
 from variform.training.budget import agree
 
 

@@ -53,11 +53,23 @@ def test_of_equally_close_variants_the_first_counts():
     assert closest_variant("A B", ["A C", "A D"]) == "A C"
 
 
-def test_trainer_metrics_find_the_word_by_its_letters():
+@pytest.fixture
+def judge():
+    """PronunciationMetrics on (word, answer) pairs, padded as Trainer does it."""
     tokenizer = letters_and_symbols_tokenizer("acdgot", ["K", "AE", "T", "D", "AO", "G"])
     metrics = PronunciationMetrics(tokenizer, {"cat": ["K AE T"], "dog": ["D AO G"]})
-    pad = -100
-    inputs = np.array([[*tokenizer("dog")["input_ids"], pad], [*tokenizer("cat")["input_ids"], pad]])
-    answers = np.array([[1, *tokenizer("D AO G")["input_ids"]], [1, *tokenizer("K AE G")["input_ids"]]])
-    scores = metrics(EvalPrediction(predictions=answers, label_ids=None, inputs=inputs))
-    assert scores == {"per": pytest.approx(100 / 6), "wer": 50.0}
+
+    def scores(*pairs: tuple[str, str]) -> dict[str, float]:
+        inputs = np.array([[*tokenizer(word)["input_ids"], -100] for word, _ in pairs])
+        answers = np.array([[1, *tokenizer(answer)["input_ids"], -100] for _, answer in pairs])
+        return metrics(EvalPrediction(predictions=answers, label_ids=None, inputs=inputs))
+
+    return scores
+
+
+def test_trainer_metrics_find_the_word_by_its_letters(judge):
+    assert judge(("dog", "D AO G"), ("cat", "K AE G")) == {"per": pytest.approx(100 / 6), "wer": 50.0}
+
+
+def test_a_word_that_comes_twice_counts_once(judge):
+    assert judge(("dog", "D AO G"), ("cat", "K AE G"), ("cat", "K AE G"))["wer"] == 50.0

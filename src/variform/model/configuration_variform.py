@@ -7,6 +7,7 @@ from dataclasses import field, fields
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
@@ -113,6 +114,21 @@ def parse_pattern(spec: str | dict[str, Any]) -> dict[str, Any]:
     return pattern
 
 
+def checked(config_class: Any) -> Any:
+    """transformers' `strict` for a config class, whose type errors become `ValueError`s of one sentence."""
+    config_class = strict(config_class)
+    assign = config_class.__setattr__
+
+    def assign_checked(self, name: str, value: Any) -> None:
+        try:
+            assign(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(f"`{name}={value!r}` has a wrong type: {error.__cause__}.") from error
+
+    config_class.__setattr__ = assign_checked
+    return config_class
+
+
 class VariformBaseConfig(PreTrainedConfig):
     """What the three configs share: unknown keys are refused, and the whole `AUTO_MAP` entry is saved."""
 
@@ -151,7 +167,7 @@ def version_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
 
 
-@strict
+@checked
 class VariformStackConfig(VariformBaseConfig):
     r"""
     The fields of one stack of Transformer layers; an encoder and a decoder differ by class, not by field.
@@ -327,6 +343,33 @@ class VariformStackConfig(VariformBaseConfig):
         return {**plan, "norm": "keep_full_weight"} if self.final_norm else plan
 
     @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism shards a layer: each process computes some heads and a slice of the feed-forward.
+
+        Where a head has data of its own (its bias, sink or share of a norm), queries, keys and values are gathered and each
+        process computes all heads: still right, and slower.
+        """
+        is_per_head = self.attention_sinks or self.qk_norm == "full"
+        if is_per_head or self.position_embedding_type in ("relative_bias", "alibi"):
+            split, merge = "colwise_gather_output", "rowwise_split_input"
+        else:
+            split, merge = "colwise", "rowwise"
+        attention = {"q_proj": split, "k_proj": split, "v_proj": split, "o_proj": merge}
+        if self.qk_norm == "head":
+            norm = "replicated_with_grad_allreduce" if split == "colwise" else "replicate"
+            attention.update(q_norm=norm, k_norm=norm)
+        feed_forward = {"up_proj": "colwise", "down_proj": "rowwise"}
+        if self.gated_mlp:
+            feed_forward["gate_proj"] = "colwise"
+        plan = {f"layers.*.self_attn.{name}": style for name, style in attention.items()}
+        plan |= {f"layers.*.mlp.{name}": style for name, style in feed_forward.items()}
+        return {"embed_tokens": "embedding_rowwise", **plan}
+
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, value: dict[str, str]) -> None:
+        """Takes no note: transformers 5.20 writes back the plan that it read, whose embeddings are sharded already."""
+
+    @property
     def biased_projections(self) -> set[str]:
         """Which of the projections "q", "k", "v", "o" have a bias."""
         if isinstance(self.attention_bias, bool):
@@ -459,8 +502,8 @@ class VariformStackConfig(VariformBaseConfig):
             rotated = int(self.head_dim * parameters.get("partial_rotary_factor", 1.0))
             refuse(
                 rotated < 2 or rotated % 2 != 0 or rotated > self.head_dim,
-                f"`position_embedding_type='rope'` rotates pairs: `head_dim={self.head_dim}` times "
-                f"`partial_rotary_factor={parameters.get('partial_rotary_factor', 1.0)}` gives {rotated}; choose an even number.",
+                f"`position_embedding_type='rope'` rotates pairs: `head_dim={self.head_dim}` times `partial_rotary_factor="
+                f"{parameters.get('partial_rotary_factor', 1.0)}` gives {rotated}; choose an even number.",
             )
             refuse(
                 rope_type == "dynamic" and rotated == 2,
@@ -486,14 +529,14 @@ class VariformStackConfig(VariformBaseConfig):
         )
 
 
-@strict
+@checked
 class VariformEncoderConfig(VariformStackConfig):
     """A stack that sees both ways (BERT); fields as in `VariformStackConfig`."""
 
     model_type: ClassVar[str] = "variform_encoder"
 
 
-@strict
+@checked
 class VariformDecoderConfig(VariformStackConfig):
     """A stack that sees the past (GPT); fields as in `VariformStackConfig`, classifiers read the last token."""
 
@@ -508,7 +551,7 @@ PAIR_FIELDS = ("label_smoothing", "z_loss_coef")
 MIRRORED_FIELDS = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
-@strict
+@checked
 class VariformEncoderDecoderConfig(VariformBaseConfig):
     r"""
     An encoder and a decoder that attends to it (T5). The two may differ in every field, width and depth included.
@@ -529,6 +572,7 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
 
     model_type: ClassVar[str] = "variform_encoder_decoder"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "encoder_last_hidden_state"]
+    base_model_fsdp_plan: ClassVar[dict[str, str]] = {}  # the stacks bring their own
     sub_configs_defaults: ClassVar[dict[str, Any]] = {
         "encoder": SubConfigSpec(VariformEncoderConfig),
         "decoder": SubConfigSpec(VariformDecoderConfig),

@@ -43,7 +43,7 @@ class TextEmbeddings(nn.Module):
         self.scale = size**0.5 if config.embedding_scale == "sqrt" else config.embedding_scale
         self.token_types = nn.Embedding(config.type_vocab_size, size) if config.type_vocab_size > 0 else None
         self.positions = positions
-        self.norm = make_norm(config, size) if config.embedding_norm else nn.Identity()
+        self.norm = make_norm(config, size) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.hidden_dropout) if config.hidden_dropout > 0 else nn.Identity()
         self.projection = nn.Linear(size, config.hidden_size) if size != config.hidden_size else nn.Identity()
 
@@ -69,4 +69,6 @@ class TextEmbeddings(nn.Module):
             raise ValueError("`token_type_ids` are not all 0, but the form has `type_vocab_size=0`; leave them out.")
         if self.positions is not None:
             hidden_states = hidden_states + self.positions(position_ids).to(hidden_states.dtype)
-        return self.projection(self.dropout(self.norm(hidden_states)))
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
+        return self.projection(self.dropout(hidden_states))

@@ -59,11 +59,12 @@ class HeadTransform(nn.Module):
         bias = config.mlp_bias if config.lm_head_transform else False
         self.dense = nn.Linear(config.hidden_size, config.embedding_size, bias=bias)
         self.act_fn = ACT2FN[config.hidden_act] if config.lm_head_transform else nn.Identity()
-        self.norm = make_norm(config, config.embedding_size) if config.lm_head_transform else nn.Identity()
+        self.norm = make_norm(config, config.embedding_size) if config.lm_head_transform else None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(..., hidden_size)` -> `(..., embedding_size)`."""
-        return self.norm(self.act_fn(self.dense(hidden_states)))
+        hidden_states = self.act_fn(self.dense(hidden_states))
+        return hidden_states if self.norm is None else self.norm(hidden_states)
 
 
 class LanguageModelHead:

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -160,9 +159,10 @@ def _num_chunks(num_tokens: int, chunk_size: int | None, lm_head: nn.Linear) -> 
 
 
 def _divide(total: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
-    # DataParallel hands each replica a count of shape (1,)
-    num_items = torch.as_tensor(num_items, device=total.device).squeeze()
-    return total / num_items.clamp(min=1)
+    if isinstance(num_items, torch.Tensor):
+        # DataParallel hands each replica a count of shape (1,)
+        return total / num_items.to(total.device).squeeze().clamp(min=1)
+    return total / max(1, num_items)
 
 
 def _loss_sum(logits, labels, label_smoothing, z_loss_coef, ignore_index):
@@ -210,7 +210,9 @@ def _loss_and_gradient_(logits, labels, logit_scale, logit_softcap, label_smooth
     lse = top + norm.log()
 
     logits.mul_(weights * (1 + 2 * z_loss_coef * lse) / norm)
-    logits.scatter_(1, labels, logits.gather(1, labels) - weights * (1 - label_smoothing))  # adding is not deterministic
+    logits.scatter_(
+        1, labels, logits.gather(1, labels) - weights * (1 - label_smoothing)
+    )  # adding is not deterministic
     if label_smoothing:
         logits.sub_(weights * (label_smoothing / logits.shape[1]))
     if logit_softcap is not None:
@@ -271,11 +273,13 @@ class LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):
         """Scales the gradients in place: a copy of the weight's would double the peak."""
-        if ctx.is_spent:
-            raise RuntimeError("This loss was backpropagated before and keeps no gradients, even with `retain_graph`.")
+        if ctx.is_spent or (torch.is_grad_enabled() and not _is_traced()):
+            raise RuntimeError(
+                "`linear_cross_entropy` keeps its gradients for one backward (`retain_graph`) and has no second "
+                "derivative (`create_graph`); take `cross_entropy` of the logits, or `skip_logits=False` in a model."
+            )
         ctx.is_spent = True
         grads = [
             None if grad is None else grad.mul_(grad_output).to(dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, MaxLengthCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
@@ -18,7 +18,7 @@ from transformers.modeling_outputs import (
     Seq2SeqModelOutput,
 )
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -36,6 +36,8 @@ from .losses import check_labels, shift_labels
 from .norms import LayerScale, RMSNorm
 from .positions import AlibiBias, LearnedPositions, RelativeBias, alibi_slopes
 from .stacks import TransformerStack, is_plain_mask
+
+logger = logging.get_logger(__name__)
 
 
 def backend_obstacle(config, implementation: str) -> str | None:
@@ -211,6 +213,10 @@ class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
         super().__init__(config, encoder_size)
         self.attends_to_encoder = encoder_size is not None
         self.post_init()
+        if self.attends_to_encoder:
+            # The config does not know of cross-attention, which is sharded as self-attention is
+            own = {name: style for name, style in self._tp_plan.items() if ".self_attn." in name}
+            self._tp_plan.update({name.replace("self_attn", "cross_attn"): style for name, style in own.items()})
 
     @merge_with_config_defaults
     @capture_outputs
@@ -330,6 +336,23 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
         )
 
 
+class TableLimitedGenerationMixin(GenerationMixin):
+    """Generation that stops, with the text so far, where a learned table of positions ends."""
+
+    def _get_stopping_criteria(self, generation_config, *args, **kwargs) -> StoppingCriteriaList:
+        criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
+        config: Any = self.config.get_text_config(decoder=True)  # type: ignore[attr-defined]
+        limit = config.max_position_embeddings
+        longest = generation_config.max_length
+        if config.position_embedding_type == "learned" and (longest is None or longest > limit):
+            logger.warning_once(
+                f"Generation stops at {limit} tokens, the end of the learned table of positions "
+                f"(`max_position_embeddings={limit}`); {longest} were asked for."
+            )
+            criteria.append(MaxLengthCriteria(limit))
+        return criteria
+
+
 class VariformEncoderForMaskedLM(LanguageModelHead, VariformEncoderPreTrainedModel):
     """An encoder that fills in masked tokens."""
 
@@ -368,7 +391,7 @@ class VariformEncoderForMaskedLM(LanguageModelHead, VariformEncoderPreTrainedMod
         )
 
 
-class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedModel, GenerationMixin):
+class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedModel, TableLimitedGenerationMixin):
     """A decoder that predicts the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -430,7 +453,7 @@ class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedMod
 
 
 class VariformEncoderDecoderForConditionalGeneration(
-    LanguageModelHead, VariformEncoderDecoderPreTrainedModel, GenerationMixin
+    LanguageModelHead, VariformEncoderDecoderPreTrainedModel, TableLimitedGenerationMixin
 ):
     """An encoder-decoder that writes a text for a text."""
 

@@ -85,17 +85,20 @@ class Residual(nn.Module):
         super().__init__()
         placement = config.norm_placement
         has_input_norm = placement in ("pre", "sandwich") and not skip_norm
-        self.input_norm = make_norm(config) if has_input_norm else nn.Identity()
-        self.branch_norm = make_norm(config) if placement in ("sandwich", "reordered") else nn.Identity()
-        self.output_norm = make_norm(config) if placement == "post" else nn.Identity()
+        # None where the placement has none, and no stand-in: PEFT finds norms by these names
+        self.input_norm = make_norm(config) if has_input_norm else None
+        self.branch_norm = make_norm(config) if placement in ("sandwich", "reordered") else None
+        self.output_norm = make_norm(config) if placement == "post" else None
         self.layer_scale = LayerScale(config) if config.layer_scale_init is not None else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout) if config.hidden_dropout > 0 else nn.Identity()
 
     def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the sublayer reads: `(batch, seq, hidden_size)`."""
-        return self.input_norm(hidden_states)
+        return hidden_states if self.input_norm is None else self.input_norm(hidden_states)
 
     def leave(self, hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
         """The residual stream with the sublayer's output `branch` added: `(batch, seq, hidden_size)`."""
-        branch = self.dropout(self.layer_scale(self.branch_norm(branch)))
-        return self.output_norm(hidden_states + branch)
+        if self.branch_norm is not None:
+            branch = self.branch_norm(branch)
+        hidden_states = hidden_states + self.dropout(self.layer_scale(branch))
+        return hidden_states if self.output_norm is None else self.output_norm(hidden_states)

@@ -112,7 +112,8 @@ class TransformerStack:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         given: Any = input_ids if inputs_embeds is None else inputs_embeds
-        check_shapes(given, attention_mask, past_key_values)
+        check_inputs(input_ids, inputs_embeds, position_ids, self.config.embedding_size)
+        check_mask(attention_mask, *given.shape[:2], past_key_values)
         if inputs_embeds is None:
             inputs_embeds = look_up(self.embed_tokens, given, "input_ids")
 
@@ -129,6 +130,7 @@ class TransformerStack:
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
         lowered = self._lower(hidden_states, attention_mask, position_ids, documents, cache)
         if encoder_hidden_states is not None:
+            check_mask(encoder_attention_mask, *encoder_hidden_states.shape[:2], name="encoder_attention_mask")
             encoder_attention_mask = create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=inputs_embeds,
@@ -260,28 +262,47 @@ def add_bias(mask: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return (bias + mask).masked_fill(is_hiding(mask), float("-inf"))
 
 
-def check_shapes(inputs: torch.Tensor, attention_mask, past_key_values: Cache | None) -> None:
-    """Refuses inputs and a 2-D mask whose shapes do not fit together; costs no kernel.
+def check_inputs(input_ids: Any, inputs_embeds: Any, position_ids: Any, embedding_size: int) -> None:
+    """Refuses ids, embeddings and positions of a wrong shape; costs no kernel.
 
     Raises:
         ValueError: naming the argument, its shape and the one expected.
     """
-    name = "input_ids" if inputs.ndim < 3 else "inputs_embeds"
-    if inputs.ndim not in (2, 3):
-        raise ValueError(f"`{name}` has shape {tuple(inputs.shape)}; expected (batch, sequence).")
-    if inputs.shape[0] == 0 or inputs.shape[1] == 0:
+    if inputs_embeds is None:
+        name, inputs, expected, fits = "input_ids", input_ids, "(batch, sequence)", input_ids.ndim == 2
+    else:
+        name, inputs, expected = "inputs_embeds", inputs_embeds, f"(batch, sequence, {embedding_size})"
+        fits = inputs.ndim == 3 and inputs.shape[2] == embedding_size
+    if not fits:
+        raise ValueError(f"`{name}` has shape {tuple(inputs.shape)}; expected {expected}.")
+    batch, length = inputs.shape[:2]
+    if batch == 0 or length == 0:
         raise ValueError(f"`{name}` is empty: shape {tuple(inputs.shape)}; give at least one sequence of one token.")
-    if not is_plain_mask(attention_mask) or is_traced():
+    if position_ids is None or is_traced():
+        return
+    if tuple(position_ids.shape) not in ((batch, length), (1, length)):
+        raise ValueError(
+            f"`position_ids` has shape {tuple(position_ids.shape)}, expected {(batch, length)}: one position a token."
+        )
+
+
+def check_mask(mask, batch: int, length: int, past_key_values: Cache | None = None, name="attention_mask") -> None:
+    """Refuses a 2-D mask that has not one entry for each cached and each given token; costs no kernel.
+
+    Raises:
+        ValueError: naming the mask, its shape and the one expected.
+    """
+    if not is_plain_mask(mask) or is_traced():
         return
     is_static = past_key_values is not None and past_key_values.is_compileable
     # A static cache's count stays on its device; its mask may be as long as the cache
     past_length = 0 if is_static else seen_tokens(past_key_values)
-    length = inputs.shape[1] + past_length
-    fits = attention_mask.shape[1] >= length if is_static else attention_mask.shape[1] == length
-    if attention_mask.shape[0] != inputs.shape[0] or not fits:
+    total = past_length + length
+    fits = mask.shape[1] >= total if is_static else mask.shape[1] == total
+    if mask.shape[0] != batch or not fits:
         raise ValueError(
-            f"`attention_mask` has shape {tuple(attention_mask.shape)}, expected {(inputs.shape[0], length)}: one entry for "
-            f"each of the {past_length} cached and {inputs.shape[1]} given tokens of {inputs.shape[0]} sequences."
+            f"`{name}` has shape {tuple(mask.shape)}, expected {(batch, total)}: one entry for each of the {past_length} "
+            f"cached and {length} given tokens of {batch} sequences."
         )
 
 

@@ -10,7 +10,7 @@ import yaml
 from transformers import HfArgumentParser
 
 
-def parse_recipe(dataclass_types: list[type], argv: list[str]) -> tuple[Any, ...]:
+def parse_recipe(dataclass_types: list[Any], argv: list[str]) -> tuple[Any, ...]:
     """Fill dataclasses from `--config recipe.yaml` and the flags after it.
 
     A recipe is turned into flags and put before the others. So both know the same names, both are converted by the

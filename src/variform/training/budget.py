@@ -2,7 +2,8 @@
 
 import math
 import time
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -89,7 +90,8 @@ class BudgetedTrainer(Seq2SeqTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self.budget is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.budget.learning_rate_factor)
+        optimizer = optimizer or self.optimizer  # made by Trainer before it asks for the schedule
+        self.lr_scheduler = LambdaLR(optimizer, self.budget.learning_rate_factor)  # type: ignore[arg-type]
         self._created_lr_scheduler = True
         return self.lr_scheduler
 

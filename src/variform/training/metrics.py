@@ -32,7 +32,8 @@ def pronunciation_errors(predictions: Sequence[str], variants: Sequence[Sequence
 class PronunciationMetrics:
     """`compute_metrics` for a Seq2SeqTrainer that generates; needs `include_for_metrics=["inputs"]`.
 
-    A word is found again by its letters, so that the order of evaluation is free: batches may be sorted by length.
+    A word is found again by its letters: the order of evaluation is free, and a word that two processes were given, so
+    that each has equally many, counts once.
 
     Args:
         tokenizer: the one that encoded the words.
@@ -45,8 +46,8 @@ class PronunciationMetrics:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         words = ["".join(letters.split()) for letters in self._decode(prediction.inputs)]
-        variants = [self.pronunciations[word] for word in words]
-        return pronunciation_errors(self._decode(prediction.predictions), variants)
+        answers = dict(zip(words, self._decode(prediction.predictions)))
+        return pronunciation_errors(list(answers.values()), [self.pronunciations[word] for word in answers])
 
     def _decode(self, ids) -> list[str]:
         ids[ids == -100] = self.tokenizer.pad_token_id  # Trainer's own filler between batches

@@ -27,7 +27,8 @@ class Meter:
         if console.is_terminal:
             columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
             self.bar = Progress(TextColumn("{task.description}"), *columns, console=console)
-            self.task = self.bar.add_task(title, total=1.0, completed=start, figures="")
+            self.task = self.bar.add_task(title, total=1.0, figures="")
+            self.bar.update(self.task, completed=start)
             self.bar.start()
 
     def update(self, progress: float, figures: str = "") -> None:
