@@ -125,7 +125,7 @@ def test_a_layer_scale_starts_at_its_value():
 
 def test_the_first_norm_is_skipped_in_the_first_layer_alone():
     model = build(tiny("encoder", skip_first_norm=True))
-    assert isinstance(model.layers[0].attention_residual.input_norm, nn.Identity)
+    assert model.layers[0].attention_residual.input_norm is None
     assert isinstance(model.layers[0].mlp_residual.input_norm, RMSNorm)
     assert isinstance(model.layers[1].attention_residual.input_norm, RMSNorm)
 

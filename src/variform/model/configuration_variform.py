@@ -336,10 +336,22 @@ class VariformStackConfig(VariformBaseConfig):
         """Keys that a sliding layer sees (causal), or sees on each side (both ways); None without such layers."""
         return next((pattern["window"] for pattern in self.attention_patterns if "window" in pattern), None)
 
+    @sliding_window.setter
+    def sliding_window(self, window: int) -> None:
+        # Tools set it on any config; without sliding layers there is nothing to change
+        for pattern in self.attention_patterns:
+            if "window" in pattern:
+                pattern["window"] = window
+
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:
-        """The units that FSDP2 shards; the last norm stays whole because the head reads it at once."""
-        plan = {"embed_tokens": "free_full_weight", "layers.*": "free_full_weight"}
+        """The units that FSDP2 shards; the last norm stays whole because the head reads it at once.
+
+        The head is part of the root's unit, where its weight is whole and plain while the loss reads it (the fast way of
+        `linear_cross_entropy`); a table that it is tied to must stay whole as well.
+        """
+        table = "keep_full_weight" if self.tie_word_embeddings else "free_full_weight"
+        plan = {"embed_tokens": table, "layers.*": "free_full_weight"}
         return {**plan, "norm": "keep_full_weight"} if self.final_norm else plan
 
     @property

@@ -121,7 +121,9 @@ class LanguageModelHead:
         logits = scale_logits(self.lm_head(hidden_states), **scaling)
         if targets is None:
             return None, logits
-        return cross_entropy(logits, targets, **options), logits[:, kept]
+        loss = cross_entropy(logits, targets, **options)
+        # All of them as they are: the loss stays a function of the logits that are returned
+        return loss, logits if kept == slice(None) else logits[:, kept]
 
 
 def classification_loss(

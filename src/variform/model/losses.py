@@ -5,6 +5,7 @@ Legend: N tokens, V vocabulary, D width of the head's input, C tokens in a chunk
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -150,7 +151,7 @@ def _is_plain_linear(module: nn.Module) -> bool:
     )
 
 
-def _num_chunks(num_tokens: int, chunk_size: int | None, lm_head: nn.Linear) -> int:
+def _num_chunks(num_tokens: int, chunk_size: int | None, lm_head: Any) -> int:
     if chunk_size is None and _is_traced():
         return HEAD_CALLS  # a number that followed the length would be compiled anew for each length
     on_cpu = lm_head.weight.device.type == "cpu"

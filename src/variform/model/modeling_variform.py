@@ -154,6 +154,7 @@ class VariformEncoderDecoderPreTrainedModel(VariformPreTrainedModel):
                 "`resize_token_embeddings`."
             )
         embeddings = self.get_decoder().resize_token_embeddings(*args, **kwargs)
+        self.vocab_size = embeddings.num_embeddings
         head = self.get_output_embeddings()
         if head is not None:
             self.set_output_embeddings(self._get_resized_lm_head(head, embeddings.num_embeddings))
@@ -265,6 +266,8 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
         super().__init__(config)
         self.encoder = VariformEncoderModel(config.encoder, add_pooling_layer=False)
         self.decoder = VariformDecoderModel(config.decoder, encoder_size=config.encoder.hidden_size)
+        if not config.tie_encoder_decoder_embeddings:
+            self._tied_weights_keys = {}
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
@@ -307,6 +310,7 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
             raise ValueError(
                 "Give `decoder_input_ids` or `decoder_inputs_embeds`; with a language-model head, `labels` are enough."
             )
+        use_cache = self.config.use_cache if use_cache is None else use_cache
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds=inputs_embeds, **kwargs
@@ -339,9 +343,9 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
 class TableLimitedGenerationMixin(GenerationMixin):
     """Generation that stops, with the text so far, where a learned table of positions ends."""
 
-    def _get_stopping_criteria(self, generation_config, *args, **kwargs) -> StoppingCriteriaList:
-        criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
-        config: Any = self.config.get_text_config(decoder=True)  # type: ignore[attr-defined]
+    def _get_stopping_criteria(self: Any, generation_config, *args, **kwargs) -> StoppingCriteriaList:
+        criteria = GenerationMixin._get_stopping_criteria(self, generation_config, *args, **kwargs)
+        config: Any = self.config.get_text_config(decoder=True)
         limit = config.max_position_embeddings
         longest = generation_config.max_length
         if config.position_embedding_type == "learned" and (longest is None or longest > limit):
@@ -358,7 +362,6 @@ class VariformEncoderForMaskedLM(LanguageModelHead, VariformEncoderPreTrainedMod
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: VariformEncoderConfig):
         super().__init__(config)
@@ -396,7 +399,6 @@ class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedMod
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: VariformDecoderConfig):
         super().__init__(config)
@@ -459,7 +461,6 @@ class VariformEncoderDecoderForConditionalGeneration(
 
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: VariformEncoderDecoderConfig):
         super().__init__(config)

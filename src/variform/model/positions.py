@@ -4,6 +4,7 @@ Every scheme is driven by explicit position ids, so that padding, packing and ca
 Legend: B batch (1 where rows agree), S sequence, Q queries, K keys, H heads, D head_dim.
 """
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -80,14 +81,13 @@ class RotaryEmbedding(nn.Module):
         layer_type: whose rope parameters to use, where they differ by layer type.
     """
 
-    def __init__(self, config, layer_type: str):
+    def __init__(self, config, layer_type: str = "full_attention"):
         super().__init__()
         # transformers' rope functions read one flat dict from a config
         parameters = config.rope_parameters_of(layer_type)
         if parameters is not config.rope_parameters:
-            config = type(config)(
-                **{**config.to_dict(), "rope_parameters": parameters, "attention_patterns": ["full"]}
-            )
+            config = copy.copy(config)
+            config.rope_parameters = parameters
         self.config = config
         self.rope_type = parameters["rope_type"]
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
@@ -106,8 +106,8 @@ class RotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(B, S)` positions -> cos and sin `(B, 1, S, rotated)`, in the dtype of `hidden_states`."""
-        angles = position_ids[:, None, :, None].float() * self.inv_freq.float()
+        """`(B, S)` positions -> cos and sin `(B, S, rotated)`, in the dtype of `hidden_states`."""
+        angles = position_ids[:, :, None].float() * self.inv_freq.float()
         angles = torch.cat((angles, angles), dim=-1)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)

@@ -113,7 +113,7 @@ class TransformerStack:
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         given: Any = input_ids if inputs_embeds is None else inputs_embeds
         check_inputs(input_ids, inputs_embeds, position_ids, self.config.embedding_size)
-        check_mask(attention_mask, *given.shape[:2], past_key_values)
+        check_mask(attention_mask, given, past_key_values)
         if inputs_embeds is None:
             inputs_embeds = look_up(self.embed_tokens, given, "input_ids")
 
@@ -130,7 +130,7 @@ class TransformerStack:
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
         lowered = self._lower(hidden_states, attention_mask, position_ids, documents, cache)
         if encoder_hidden_states is not None:
-            check_mask(encoder_attention_mask, *encoder_hidden_states.shape[:2], name="encoder_attention_mask")
+            check_mask(encoder_attention_mask, encoder_hidden_states, name="encoder_attention_mask")
             encoder_attention_mask = create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=inputs_embeds,
@@ -140,9 +140,10 @@ class TransformerStack:
         layers_a_group = self.config.num_hidden_layers // len(self.layers)
         for layer_idx, layer_type in enumerate(self.config.layer_types):
             output = self.layers[layer_idx // layers_a_group](
+                # By position what may carry a gradient: reentrant checkpointing backpropagates through keywords once a layer
                 hidden_states,
-                **lowered[layer_type],
-                encoder_hidden_states=encoder_hidden_states,
+                *lowered[layer_type],
+                encoder_hidden_states,
                 encoder_attention_mask=encoder_attention_mask,
                 past_key_values=past_key_values,
                 position_ids=position_ids,
@@ -169,7 +170,7 @@ class TransformerStack:
             return count_positions(attention_mask.to(slots.device)).index_select(1, slots)
         return slots[None]
 
-    def _lower(self, hidden_states, attention_mask, position_ids, documents, cache) -> dict[str, dict]:
+    def _lower(self, hidden_states, attention_mask, position_ids, documents, cache) -> dict[str, tuple]:
         """What the layers of each type are given: the mask as the backend takes it, the rotation, the score bias."""
         lowered = {}
         for layer_type in set(self.config.layer_types):
@@ -177,8 +178,12 @@ class TransformerStack:
             bias = self._bias(layer_type, hidden_states, attention_mask, position_ids, cache)
             if bias is not None and isinstance(mask, torch.Tensor):
                 mask, bias = add_bias(mask, bias), None
-            rotation = self.rotary_emb[layer_type](hidden_states, position_ids) if self.rotary_emb else None
-            lowered[layer_type] = {"attention_mask": mask, "position_bias": bias, "rotation": rotation}
+            rotation = None
+            if self.rotary_emb is not None:
+                rotation = tuple(
+                    part.unsqueeze(1) for part in self.rotary_emb[layer_type](hidden_states, position_ids)
+                )
+            lowered[layer_type] = (mask, rotation, bias)
         return lowered
 
     def _mask(self, layer_type, hidden_states, attention_mask, documents, cache) -> torch.Tensor | None:
@@ -286,7 +291,9 @@ def check_inputs(input_ids: Any, inputs_embeds: Any, position_ids: Any, embeddin
         )
 
 
-def check_mask(mask, batch: int, length: int, past_key_values: Cache | None = None, name="attention_mask") -> None:
+def check_mask(
+    mask: Any, inputs: torch.Tensor, past_key_values: Cache | None = None, name: str = "attention_mask"
+) -> None:
     """Refuses a 2-D mask that has not one entry for each cached and each given token; costs no kernel.
 
     Raises:
@@ -297,6 +304,7 @@ def check_mask(mask, batch: int, length: int, past_key_values: Cache | None = No
     is_static = past_key_values is not None and past_key_values.is_compileable
     # A static cache's count stays on its device; its mask may be as long as the cache
     past_length = 0 if is_static else seen_tokens(past_key_values)
+    batch, length = inputs.shape[:2]
     total = past_length + length
     fits = mask.shape[1] >= total if is_static else mask.shape[1] == total
     if mask.shape[0] != batch or not fits:

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
