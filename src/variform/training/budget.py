@@ -2,7 +2,8 @@
 
 import math
 import time
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -78,12 +79,9 @@ class BudgetedTrainer(Seq2SeqTrainer):
         budget: the budget to follow; with None the schedule is the one that the training arguments name.
     """
 
-    def __init__(
-        self, *args, budget: TimeBudget | None = None, callbacks: list[TrainerCallback] | None = None, **kwargs
-    ):
+    def __init__(self, *, budget: TimeBudget | None = None, callbacks: Sequence[TrainerCallback] = (), **kwargs: Any):
         # The budget comes first: the other callbacks read from it
-        callbacks = [*([budget] if budget else []), *(callbacks or [])]
-        super().__init__(*args, callbacks=callbacks, **kwargs)
+        super().__init__(callbacks=[*([budget] if budget else []), *callbacks], **kwargs)
         self.budget = budget
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
