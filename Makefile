@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 comma := ,
-# The newest torch this was tested with, where none is installed. Its processor build is a tenth of the download;
-# a machine with an NVIDIA driver gets the full one.
+# The newest torch this was tested with, where none is installed. `make TORCH=torch ...` takes another one
 TORCH ?= torch==2.13.0
-
+# The oldest releases that pyproject.toml admits
+LOWEST := transformers==5.20.0 peft==0.21.2 accelerate==1.10.0
 
 MINUTES ?= 5
 WORDS ?= hello transformer variform phoenix
@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test lint style conformance bench
+.PHONY: help env demo test lowest lint style conformance bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,13 +30,17 @@ demo: $(VENV)/.installed-demo  ## train on CMUdict for five minutes, judge, publ
 env: $(VENV)/.installed-test  ## make the environment for everything below
 
 test: $(VENV)/.installed-test  ## run all tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+lowest: $(VENV)-lowest/.installed  ## run the contract tests with the oldest transformers, PEFT and accelerate
+	$(VENV)-lowest/bin/python -m pytest tests/contract --ignore tests/contract/test_structure.py $(ARGS)
 
 conformance: $(VENV)/.installed-test  ## run transformers' own model tests on the family
 	PATH="$(abspath $(BIN)):$$PATH" bash tests/conformance/run.sh
 
 lint: $(VENV)/.installed-test  ## ruff, types, and transformers' own linter on what travels to the Hub
 	$(BIN)/ruff check .
+	$(BIN)/python tests/contract/lint_payload.py
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
@@ -59,4 +63,10 @@ $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 		$(BIN)/pip install --quiet --retries 2 '$(TORCH)' || exit 1; \
 	$(BIN)/pip install --quiet -e '.[$(if $(filter test,$*),test$(comma)lint,$*)]' || exit 1; \
 	echo "Installed for '$*' in $$(( $$(date +%s) - begin )) s."
+	@touch $@
+
+$(VENV)-lowest/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -c 'import torch' 2>/dev/null || $(VENV)-lowest/bin/pip install --quiet '$(TORCH)'
+	$(VENV)-lowest/bin/pip install --quiet -e . $(LOWEST) hypothesis matplotlib pytest
 	@touch $@
