@@ -59,7 +59,7 @@ def t5() -> tuple[torch.nn.Module, torch.nn.Module]:
             decoder_start_token_id=0,
             pad_token_id=0,
             eos_token_id=2,
-        )  # fmt: skip
+        )
     )
     form = variform.load_config("t5-small").to_dict()
     stack = {**SIZES, "num_hidden_layers": LAYERS, "head_dim": WIDTH // HEADS, "embedding_size": None}
@@ -102,13 +102,6 @@ def build(family: str, library: str, task: str, dtype: str, device: str = "cpu")
     return {"forward": forward, "training step": step, "generation": generate}[task]
 
 
-def build_warm(*arguments):
-    """The same after one run, so that what is allocated once is not counted."""
-    run = build(*arguments)
-    run()
-    return run
-
-
 def calls_a_token(run) -> float:
     """Dispatcher calls of one more decoded token: what the profiler counts, over the tokens decoded."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -136,7 +129,7 @@ def main() -> int:
                 speed = timings.speed("variform")
                 calls = {name: calls_a_token(run) if task == "generation" else 0.0 for name, run in runs.items()}
                 del runs
-                memory = {name: peak_memory(build_warm, family, name, task, dtype) for name in timings}
+                memory = {name: peak_memory(build, family, name, task, dtype) for name in timings}
                 is_row_met = (
                     speed >= SPEED_TARGET
                     and memory["variform"] <= MEMORY_SLACK * memory["transformers"] + 1
