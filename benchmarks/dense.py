@@ -1,6 +1,6 @@
 """Dense forms beside transformers' own classes of equal size: forward, training step, generation, memory.
 
-    python benchmarks/dense.py [--families llama bert t5] [--dtypes float32 bfloat16] [--device cpu] [--rounds 9]
+    python benchmarks/dense.py [--families llama bert t5] [--dtypes float32 bfloat16] [--rounds 9]
 
 Both run the same backend (sdpa) on one thread. Exits with 1 if Variform is slower than 0.95 of its peer, takes more
 memory, or makes more dispatcher calls a decoded token.
@@ -75,12 +75,12 @@ FAMILIES = {"llama": llama, "bert": bert, "t5": t5}
 TASKS = ("forward", "training step", "generation")
 
 
-def build(family: str, library: str, task: str, dtype: str, device: str = "cpu"):
+def build(family: str, library: str, task: str, dtype: str):
     """One run of a task on a fresh model, as a function without arguments."""
     torch.manual_seed(0)
     model = dict(zip(("transformers", "variform"), FAMILIES[family]()))[library]
-    model = model.to(device, getattr(torch, dtype)).train(task == "training step")
-    ids = torch.randint(3, VOCAB, (BATCH, LENGTH), device=device)
+    model = model.to(getattr(torch, dtype)).train(task == "training step")
+    ids = torch.randint(3, VOCAB, (BATCH, LENGTH))
     inputs = {"input_ids": ids, "labels": ids}
     if task == "forward":
         inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if family == "t5" else {})}
@@ -113,7 +113,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cpu", help="where the models run")
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each contestant")
     options = parser.parse_args()
     rows, is_met = [], True
@@ -122,9 +121,7 @@ def main() -> int:
             for task in TASKS:
                 if task == "generation" and family == "bert":
                     continue
-                runs = {
-                    name: build(family, name, task, dtype, options.device) for name in ("transformers", "variform")
-                }
+                runs = {name: build(family, name, task, dtype) for name in ("transformers", "variform")}
                 timings = compare(runs, options.rounds)
                 speed = timings.speed("variform")
                 calls = {name: calls_a_token(run) if task == "generation" else 0.0 for name, run in runs.items()}

@@ -74,16 +74,15 @@ class TransformerStack:
         hooks = make_position_hooks(config, self.is_causal)
         self.embeddings = TextEmbeddings(config, hooks.add)
         self.rotary_emb, self.position_bias = hooks.rotate, hooks.bias
-        groups = config.num_hidden_groups or config.num_hidden_layers
-        self.layers = nn.ModuleList(
-            [TransformerLayer(config, group, self.is_causal, encoder_size) for group in range(groups)]
-        )
+        layers_a_group = config.num_hidden_layers // (config.num_hidden_groups or config.num_hidden_layers)
+        firsts = range(0, config.num_hidden_layers, layers_a_group)
+        self.layers = nn.ModuleList([TransformerLayer(config, i, self.is_causal, encoder_size) for i in firsts])
         self.norm = make_norm(config) if config.final_norm else None
         self.gradient_checkpointing = False
 
     def run(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: Any = None,
         attention_mask: Any = None,
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
@@ -109,14 +108,10 @@ class TransformerStack:
             TypeError: for a keyword that resembles an argument and is none.
         """
         refuse_near_misses(kwargs)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        given: Any = input_ids if inputs_embeds is None else inputs_embeds
         check_inputs(input_ids, inputs_embeds, position_ids, self.config.embedding_size)
-        check_mask(attention_mask, given, past_key_values)
         if inputs_embeds is None:
-            inputs_embeds = look_up(self.embed_tokens, given, "input_ids")
-
+            inputs_embeds = look_up(self.embed_tokens, input_ids, "input_ids")
+        check_mask(attention_mask, inputs_embeds, past_key_values)
         cache = past_key_values.self_attention_cache if is_pair_cache(past_key_values) else past_key_values
         # A mask without padding says nothing; without it the fast kernels are open, and explicit positions can mark packing
         if is_plain_mask(attention_mask) and not is_traced() and bool(attention_mask.all()):
@@ -273,6 +268,8 @@ def check_inputs(input_ids: Any, inputs_embeds: Any, position_ids: Any, embeddin
     Raises:
         ValueError: naming the argument, its shape and the one expected.
     """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
     if inputs_embeds is None:
         name, inputs, expected, fits = "input_ids", input_ids, "(batch, sequence)", input_ids.ndim == 2
     else:
