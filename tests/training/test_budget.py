@@ -5,7 +5,14 @@ import math
 
 import pytest
 import torch
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainerControl,
+    TrainerState,
+)
 
 from variform.training import budget as module
 from variform.training.budget import BudgetedTrainer, TimeBudget, agree
@@ -119,6 +126,15 @@ def test_a_resumed_run_has_the_rest_of_its_time(clock, make_trainer, tmp_path):
     second.train(resume_from_checkpoint=last_checkpoint(tmp_path))
     assert second.state.global_step == 10
     assert budget.used == pytest.approx(60)
+
+
+def test_a_resumed_run_knows_from_the_start_how_much_is_used():
+    budget = TimeBudget(1)
+    state = TrainerState(
+        stateful_callbacks={"TimeBudget": {"args": {}, "attributes": {"used": 45.0, "core_seconds": 9.0}}}
+    )
+    budget.on_train_begin(None, state, TrainerControl())
+    assert (budget.progress, budget.core_seconds) == (0.75, 9.0)
 
 
 def test_the_time_used_is_in_the_checkpoint(clock, make_trainer, tmp_path):

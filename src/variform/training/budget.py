@@ -61,7 +61,8 @@ class TimeBudget(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
-        used = {"process": saved.get("core_seconds", 0.0), self.clock: saved.get("used", 0.0)}
+        self.used, self.core_seconds = saved.get("used", 0.0), saved.get("core_seconds", 0.0)
+        used = {"process": self.core_seconds, self.clock: self.used}
         self._started = {name: read() - used.get(name, 0.0) for name, read in CLOCKS.items()}
 
     def on_step_end(self, args, state, control, **kwargs):
