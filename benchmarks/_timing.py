@@ -4,6 +4,8 @@ Wall clock on two busy cores scatters by a factor of two; process time of one th
 and the order reversed every other round, by a few percent. Ratios nearer than about 10 % to each other are equal.
 """
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import platform
@@ -85,6 +87,9 @@ def peak_memory(build: Callable[..., Callable[[], Any]], *args: Any) -> float:
 def _measure(sender, build, args):
     torch.set_num_threads(1)
     run = build(*args)
+    gc.collect()
+    if platform.system() == "Linux":  # what building freed goes back, or the run would fill it unseen
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = peak = _resident()
     is_over = threading.Event()
 

@@ -25,42 +25,33 @@ SIZES = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": INNER, 
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def llama() -> tuple[torch.nn.Module, torch.nn.Module]:
-    """A decoder with rope, RMSNorm and a gated feed-forward, in both libraries."""
+def llama(library: str) -> torch.nn.Module:
+    """A decoder with rope, RMSNorm and a gated feed-forward."""
     sizes = {**SIZES, **IDS, "num_hidden_layers": LAYERS, "num_key_value_heads": 2}
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, rms_norm_eps=1e-6))
-    return theirs, variform.VariformDecoderForCausalLM(
-        variform.VariformDecoderConfig(**sizes, tie_word_embeddings=False)
-    )
+    if library == "transformers":
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, rms_norm_eps=1e-6))
+    return variform.from_config(variform.VariformDecoderConfig(**sizes, tie_word_embeddings=False))
 
 
-def bert() -> tuple[torch.nn.Module, torch.nn.Module]:
-    """A post-norm encoder with learned positions and a masked-LM head, in both libraries; dropout off."""
+def bert(library: str) -> torch.nn.Module:
+    """A post-norm encoder with learned positions and a masked-LM head; dropout off."""
     sizes = {**SIZES, "pad_token_id": 0, "num_hidden_layers": LAYERS, "hidden_act": "gelu"}
     dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    theirs = transformers.BertForMaskedLM(transformers.BertConfig(**sizes, **dropouts))
+    if library == "transformers":
+        return transformers.BertForMaskedLM(transformers.BertConfig(**sizes, **dropouts))
     form = variform.load_config("bert-base").to_dict()
     derived = {"head_dim": None, "embedding_size": None, "num_key_value_heads": None}
     form.update(**sizes, **derived, hidden_dropout=0.0, attention_dropout=0.0)
-    return theirs, variform.from_config(form)
+    return variform.from_config(form)
 
 
-def t5() -> tuple[torch.nn.Module, torch.nn.Module]:
-    """An encoder-decoder with relative biases, in both libraries; dropout off."""
-    theirs = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=VOCAB,
-            d_model=WIDTH,
-            d_kv=WIDTH // HEADS,
-            d_ff=INNER,
-            num_layers=LAYERS,
-            num_heads=HEADS,
-            dropout_rate=0.0,
-            decoder_start_token_id=0,
-            pad_token_id=0,
-            eos_token_id=2,
-        )
-    )
+def t5(library: str) -> torch.nn.Module:
+    """An encoder-decoder with relative biases; dropout off."""
+    if library == "transformers":
+        sizes = {"vocab_size": VOCAB, "d_model": WIDTH, "d_kv": WIDTH // HEADS, "d_ff": INNER, "num_heads": HEADS}
+        ids = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2}
+        native = transformers.T5Config(**sizes, **ids, num_layers=LAYERS, dropout_rate=0.0)
+        return transformers.T5ForConditionalGeneration(native)
     form = variform.load_config("t5-small").to_dict()
     stack = {**SIZES, "num_hidden_layers": LAYERS, "head_dim": WIDTH // HEADS, "embedding_size": None}
     stack.update(hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, num_key_value_heads=None)
@@ -68,7 +59,7 @@ def t5() -> tuple[torch.nn.Module, torch.nn.Module]:
     for side in ("encoder", "decoder"):
         form[side].update(stack)
     form.update(pad_token_id=0, eos_token_id=2, decoder_start_token_id=0)
-    return theirs, variform.from_config(form)
+    return variform.from_config(form)
 
 
 FAMILIES = {"llama": llama, "bert": bert, "t5": t5}
@@ -78,7 +69,7 @@ TASKS = ("forward", "training step", "generation")
 def build(family: str, library: str, task: str, dtype: str):
     """One run of a task on a fresh model, as a function without arguments."""
     torch.manual_seed(0)
-    model = dict(zip(("transformers", "variform"), FAMILIES[family]()))[library]
+    model = FAMILIES[family](library)
     model = model.to(getattr(torch, dtype)).train(task == "training step")
     ids = torch.randint(3, VOCAB, (BATCH, LENGTH))
     inputs = {"input_ids": ids, "labels": ids}

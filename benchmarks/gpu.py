@@ -70,7 +70,7 @@ def main() -> int:
             row = {"form": family, "setting": setting, "speed (transformers = 1)": "", "tokens/s": "", "peak MiB": ""}
             try:
                 torch.manual_seed(0)
-                models = dict(zip(("transformers", "variform"), FAMILIES[family]()))
+                models = {name: FAMILIES[family](name) for name in ("transformers", "variform")}
                 steps = {name: make_step(model, ids, backend, is_compiled) for name, model in models.items()}
             except (ImportError, ValueError) as refusal:
                 rows.append({**row, "setting": f"{setting}: {str(refusal).splitlines()[0]}"})

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers.utils import is_torchdynamo_compiling
 
-from .norms import make_norm
+from .norms import make_dropout, make_norm
 
 
 def look_up(table: nn.Embedding, ids: torch.Tensor, name: str) -> torch.Tensor:
@@ -44,8 +44,8 @@ class TextEmbeddings(nn.Module):
         self.token_types = nn.Embedding(config.type_vocab_size, size) if config.type_vocab_size > 0 else None
         self.positions = positions
         self.norm = make_norm(config, size) if config.embedding_norm else None
-        self.dropout = nn.Dropout(config.hidden_dropout) if config.hidden_dropout > 0 else nn.Identity()
-        self.projection = nn.Linear(size, config.hidden_size) if size != config.hidden_size else nn.Identity()
+        self.dropout = make_dropout(config.hidden_dropout)
+        self.projection = nn.Linear(size, config.hidden_size) if size != config.hidden_size else None
 
     def forward(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None
@@ -71,4 +71,6 @@ class TextEmbeddings(nn.Module):
             hidden_states = hidden_states + self.positions(position_ids).to(hidden_states.dtype)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
-        return self.projection(self.dropout(hidden_states))
+        if self.dropout is not None:
+            hidden_states = self.dropout(hidden_states)
+        return hidden_states if self.projection is None else self.projection(hidden_states)

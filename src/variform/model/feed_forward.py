@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .norms import mark_residual_writer
+from .norms import make_dropout, mark_residual_writer
 
 
 class FeedForward(nn.Module):
@@ -24,7 +24,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(inner_size, hidden_size, bias=config.mlp_bias)
         mark_residual_writer(self.down_proj)
         self.act_fn = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.activation_dropout) if config.activation_dropout > 0 else nn.Identity()
+        self.dropout = make_dropout(config.activation_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(batch, seq, hidden_size)` -> `(batch, seq, hidden_size)`."""
@@ -32,4 +32,6 @@ class FeedForward(nn.Module):
             inner = self.act_fn(self.up_proj(hidden_states))  # (batch, seq, intermediate_size)
         else:
             inner = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
-        return self.down_proj(self.dropout(inner))
+        if self.dropout is not None:
+            inner = self.dropout(inner)
+        return self.down_proj(inner)

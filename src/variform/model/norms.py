@@ -46,6 +46,11 @@ def make_norm(config, size: int | None = None) -> nn.Module:
     return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
 
 
+def make_dropout(probability: float) -> nn.Module | None:
+    """Dropout, or None where it does nothing: even a call that does nothing is felt in each decoded token."""
+    return nn.Dropout(probability) if probability > 0 else None
+
+
 class LayerScale(nn.Module):
     """A learned factor on each channel of a residual branch (CaiT, arXiv:2103.17239, sec. 2)."""
 
@@ -89,8 +94,8 @@ class Residual(nn.Module):
         self.input_norm = make_norm(config) if has_input_norm else None
         self.branch_norm = make_norm(config) if placement in ("sandwich", "reordered") else None
         self.output_norm = make_norm(config) if placement == "post" else None
-        self.layer_scale = LayerScale(config) if config.layer_scale_init is not None else nn.Identity()
-        self.dropout = nn.Dropout(config.hidden_dropout) if config.hidden_dropout > 0 else nn.Identity()
+        self.layer_scale = LayerScale(config) if config.layer_scale_init is not None else None
+        self.dropout = make_dropout(config.hidden_dropout)
 
     def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the sublayer reads: `(batch, seq, hidden_size)`."""
@@ -100,5 +105,9 @@ class Residual(nn.Module):
         """The residual stream with the sublayer's output `branch` added: `(batch, seq, hidden_size)`."""
         if self.branch_norm is not None:
             branch = self.branch_norm(branch)
-        hidden_states = hidden_states + self.dropout(self.layer_scale(branch))
+        if self.layer_scale is not None:
+            branch = self.layer_scale(branch)
+        if self.dropout is not None:
+            branch = self.dropout(branch)
+        hidden_states = hidden_states + branch
         return hidden_states if self.output_norm is None else self.output_norm(hidden_states)

@@ -78,6 +78,7 @@ class TransformerStack:
         firsts = range(0, config.num_hidden_layers, layers_a_group)
         self.layers = nn.ModuleList([TransformerLayer(config, i, self.is_causal, encoder_size) for i in firsts])
         self.norm = make_norm(config) if config.final_norm else None
+        self.layer_types = config.layer_types
         self.gradient_checkpointing = False
 
     def run(
@@ -132,8 +133,8 @@ class TransformerStack:
                 attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
             )
-        layers_a_group = self.config.num_hidden_layers // len(self.layers)
-        for layer_idx, layer_type in enumerate(self.config.layer_types):
+        layers_a_group = len(self.layer_types) // len(self.layers)
+        for layer_idx, layer_type in enumerate(self.layer_types):
             output = self.layers[layer_idx // layers_a_group](
                 # By position what may carry a gradient: reentrant checkpointing backpropagates through keywords once a layer
                 hidden_states,
@@ -168,7 +169,7 @@ class TransformerStack:
     def _lower(self, hidden_states, attention_mask, position_ids, documents, cache) -> dict[str, tuple]:
         """What the layers of each type are given: the mask as the backend takes it, the rotation, the score bias."""
         lowered = {}
-        for layer_type in set(self.config.layer_types):
+        for layer_type in set(self.layer_types):
             mask = self._mask(layer_type, hidden_states, attention_mask, documents, cache)
             bias = self._bias(layer_type, hidden_states, attention_mask, position_ids, cache)
             if bias is not None and isinstance(mask, torch.Tensor):
@@ -209,7 +210,7 @@ class TransformerStack:
             return None
         keys = position_ids
         if cache is not None:
-            layer_idx = self.config.layer_types.index(layer_type)
+            layer_idx = self.layer_types.index(layer_type)
             num_keys, offset = cache.get_mask_sizes(position_ids.shape[1], layer_idx)
             keys = key_positions(attention_mask, position_ids, seen_tokens(cache), num_keys, offset)
         return self.position_bias(position_ids, keys).to(hidden_states.dtype)
@@ -313,7 +314,7 @@ def check_mask(
 
 def refuse_near_misses(kwargs: dict) -> None:
     """Raises `TypeError` for a keyword that resembles an argument; other keywords go down to the attention function."""
-    if is_torchdynamo_compiling():
+    if is_torchdynamo_compiling() or kwargs.keys() <= PASSED_ON:
         return
     for key in kwargs.keys() - PASSED_ON:
         near = difflib.get_close_matches(key, ARGUMENTS, n=1, cutoff=0.8)
