@@ -4,6 +4,7 @@
 to adapt.
 """
 
+from .conversion.convert import from_hf, to_hf
 from .forms import from_config, list_forms, load_config
 from .model.configuration_variform import (
     AUTO_MAP,
@@ -53,6 +54,8 @@ __all__ = [
     "VariformEncoderModel",
     "__version__",
     "from_config",
+    "from_hf",
     "list_forms",
     "load_config",
+    "to_hf",
 ]

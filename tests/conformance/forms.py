@@ -132,6 +132,7 @@ FORMS = [
             "attention_patterns": ["full", "sliding_window:4"],
             "rope_parameters": {"full_attention": rope(160_000.0), "sliding_attention": rope(10_000.0)},
             "lm_head_transform": True,
+            "classifier_transform": True,
         },
     ),
     # T5's encoder with ALBERT's savings: one set of weights for all layers, narrow embeddings

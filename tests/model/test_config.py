@@ -39,7 +39,7 @@ ILLEGAL = [
     ("num_hidden_groups", "`num_hidden_layers=2`", {"num_hidden_groups": 3}),
     ("num_hidden_groups", "one pattern", {"num_hidden_groups": 1, "attention_patterns": ["full", "sliding_window:2"]}),
     ("skip_first_norm", "`num_hidden_groups=1`", {"num_hidden_groups": 1, "skip_first_norm": True}),
-    ("hidden_act", "Did you mean 'gelu'?", {"hidden_act": "gellu"}),
+    *[(name, "Did you mean 'gelu'?", {name: "gellu"}) for name in ("hidden_act", "pooler_act", "head_act")],
     *[(f"{name}_dropout", "[0, 1)", {f"{name}_dropout": 1.0}) for name in ("hidden", "attention", "activation")],
     ("classifier_dropout", "[0, 1)", {"classifier_dropout": -0.1}),
     ("layerdrop", "[0, 1)", {"layerdrop": 1.0}),
@@ -103,6 +103,12 @@ def test_an_illegal_value_is_refused_inside_a_pair(side, name, fields):
         tiny("encoder_decoder", **{side: fields})
 
 
+def test_a_pooler_in_a_decoder_is_refused():
+    for fields in ({"pooler": True}, {"decoder": {"pooler": True}}):
+        with pytest.raises(ValueError, match=r"`pooler=True` is for encoders; .*`classifier_transform=True`"):
+            tiny("encoder_decoder" if "decoder" in fields else "decoder", **fields)
+
+
 def test_an_odd_number_of_buckets_is_refused_both_ways():
     with pytest.raises(ValueError, match=r"`relative_attention_num_buckets=7`.*even"):
         tiny("encoder", position_embedding_type="relative_bias", relative_attention_num_buckets=7)
@@ -116,7 +122,18 @@ def test_a_causal_window_of_one_key_is_refused():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("hidden_size", "12"), ("gated_mlp", 1), ("norm_type", "batch_norm"), ("attention_patterns", "full")],
+    [
+        ("hidden_size", "12"),
+        ("gated_mlp", 1),
+        ("norm_type", "batch_norm"),
+        ("attention_patterns", "full"),
+        ("pooler_act", None),
+        ("classifier_transform", 1),
+        ("classifier_bias", None),
+        ("head_act", 3),
+        ("head_bias", "no"),
+        ("origin", "bert"),
+    ],
 )
 def test_a_value_of_another_type_is_refused(name, value):
     with pytest.raises((ValueError, StrictDataclassError), match=f"[`']{name}"):
@@ -230,10 +247,25 @@ def test_a_saved_config_loads_through_auto_config_and_names_every_class(shape, t
     assert loaded.to_dict() | unlike == config.to_dict() | unlike
 
 
+@pytest.mark.parametrize("shape", list(CONFIGS))
+def test_the_origin_survives_a_save(shape, tmp_path):
+    origin = {"model_type": "bert", "dtype": "float16", "rope": {"theta": [1, None]}, "architectures": ["BertModel"]}
+    tiny(shape, origin=origin).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).origin == origin
+
+
+def test_forms_are_compared_without_their_origin():
+    assert tiny("encoder", origin={"model_type": "bert"}) == tiny("encoder")
+    assert tiny("encoder", pooler_act="relu") != tiny("encoder")
+
+
 class TestPair:
-    def test_what_belongs_to_the_pair_is_refused_in_a_stack(self):
-        with pytest.raises(ValueError, match=r"`decoder.label_smoothing=0.1` belongs to the pair"):
-            tiny("encoder_decoder", decoder={"label_smoothing": 0.1})
+    @pytest.mark.parametrize(("name", "value"), [("label_smoothing", 0.1), ("origin", {"model_type": "gpt2"})])
+    def test_what_belongs_to_the_pair_is_refused_in_a_stack(self, name, value):
+        with pytest.raises(
+            ValueError, match=rf"`decoder.{name}=.* belongs to the pair: set `{name}` beside `decoder`"
+        ):
+            tiny("encoder_decoder", decoder={name: value})
 
     def test_the_ids_of_the_pair_reach_both_stacks(self):
         config = tiny("encoder_decoder", pad_token_id=3)

@@ -133,6 +133,7 @@ class VariformBaseConfig(PreTrainedConfig):
     """What the three configs share: unknown keys are refused, and the whole `AUTO_MAP` entry is saved."""
 
     variform_version: str | None = None
+    origin: dict[str, Any] | None = field(default=None, compare=False)  # a form is the same wherever it came from
 
     def refuse_unknown_keys(self, keys: dict[str, Any]) -> None:
         """Raises `ValueError` for a key that is neither a field nor known to the platform, with the nearest field."""
@@ -218,14 +219,22 @@ class VariformStackConfig(VariformBaseConfig):
     Feed-forward:
         hidden_act: any activation of transformers' ACT2FN. gated_mlp: GLU variant. mlp_bias: biases.
     Heads:
-        lm_head_transform: dense, activation and norm before the head (BERT). lm_head_bias: a bias a token.
+        lm_head_transform: dense, activation and norm before the language-model head (BERT). lm_head_bias: a bias a token.
         logit_scale: factor on the logits (T5 v1.0: hidden_size ** -0.5). final_logit_softcapping: Gemma 2.
-        pooler: dense and tanh on the pooled token (BERT). classifier_pooling: first or last real token, or their mean.
+        classifier_pooling: what stands for a sequence: its first or last real token, or their mean.
+        pooler: dense and activation on the pooled token, in the base model of an encoder (BERT).
+        pooler_act: the pooler's activation (DistilBERT: relu).
+        classifier_transform: dense, activation and norm before each classifier's output (ModernBERT).
+        classifier_bias: the output of sequence classification and multiple choice has a bias (Llama: none).
+        head_act, head_bias: activation and bias of the dense in both transforms. Default: hidden_act and mlp_bias.
     Regularisation, loss and start:
         hidden_dropout, attention_dropout, activation_dropout, classifier_dropout: probabilities.
         layerdrop: probability that a layer is passed over in training (arXiv:1909.11556).
         label_smoothing, z_loss_coef: of the training loss of language-model heads.
         initializer_range: standard deviation of the initial weights.
+    Record:
+        origin: where the weights came from: the native `model_type`, and those of its fields that no field here decides;
+            written by `from_hf`, read by `to_hf`.
 
     Raises:
         ValueError: for an unknown key, a bad value or fields that contradict each other, naming the field and the mend.
@@ -284,8 +293,13 @@ class VariformStackConfig(VariformBaseConfig):
     lm_head_bias: bool = False
     logit_scale: Number = 1.0
     final_logit_softcapping: Number | None = None
-    pooler: bool = False
     classifier_pooling: Pooling = "mean"
+    pooler: bool = False
+    pooler_act: str = "tanh"
+    classifier_transform: bool = False
+    classifier_bias: bool = True
+    head_act: str | None = None
+    head_bias: bool | None = None
 
     hidden_dropout: Number = 0.0
     attention_dropout: Number = 0.0
@@ -395,13 +409,8 @@ class VariformStackConfig(VariformBaseConfig):
         return self.rope_parameters
 
     def _check_sizes(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
+        counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+        for name in counts:
             refuse(getattr(self, name) < 1, f"`{name}={getattr(self, name)}` must be at least 1.")
         for name in ("intermediate_size", "head_dim", "num_key_value_heads", "embedding_size", "num_hidden_groups"):
             value = getattr(self, name)
@@ -415,11 +424,11 @@ class VariformStackConfig(VariformBaseConfig):
         )
 
     def _check_choices(self) -> None:
-        one_of("hidden_act", self.hidden_act, list(ACT2FN))
-        for name in ("hidden", "attention", "activation", "classifier"):
-            value = getattr(self, f"{name}_dropout")
-            refuse(not 0 <= value < 1, f"`{name}_dropout={value}` is a probability: it must lie in [0, 1).")
-        for name in ("layerdrop", "label_smoothing"):
+        for name in ("hidden_act", "pooler_act"):
+            one_of(name, getattr(self, name), list(ACT2FN))
+        one_of("head_act", self.head_act, [None, *ACT2FN])
+        dropouts = [f"{name}_dropout" for name in ("hidden", "attention", "activation", "classifier")]
+        for name in (*dropouts, "layerdrop", "label_smoothing"):
             value = getattr(self, name)
             refuse(not 0 <= value < 1, f"`{name}={value}` is a probability: it must lie in [0, 1).")
         refuse(self.z_loss_coef < 0, f"`z_loss_coef={self.z_loss_coef}` must be 0 (off) or more.")
@@ -471,6 +480,10 @@ class VariformStackConfig(VariformBaseConfig):
         refuse(
             self.is_causal_stack and windows == {1},
             "`attention_patterns` has a causal window of 1 key, in which a token sees only itself; use 2 or more.",
+        )
+        refuse(
+            self.is_causal_stack and self.pooler,
+            "`pooler=True` is for encoders; drop it, or set `classifier_transform=True` for a dense layer before the labels.",
         )
         if self.position_embedding_type == "rope":
             self._check_rope()
@@ -559,7 +572,7 @@ class VariformDecoderConfig(VariformStackConfig):
 
 
 # What belongs to the pair, and is refused in `encoder` and `decoder` when it differs from the default
-PAIR_FIELDS = ("label_smoothing", "z_loss_coef")
+PAIR_FIELDS = ("label_smoothing", "z_loss_coef", "origin")
 MIRRORED_FIELDS = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
@@ -574,6 +587,7 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
         tie_word_embeddings: the head uses the decoder's token embeddings.
         tie_encoder_decoder_embeddings: the decoder uses the encoder's token embeddings. Default: when their shapes agree.
         label_smoothing, z_loss_coef: of the training loss.
+        origin: where the weights of both stacks came from, as in `VariformStackConfig`.
 
     `hidden_size vocab_size num_hidden_layers num_attention_heads num_key_value_heads` mirror the decoder's, read-only, where
     PEFT and generation look for them.
@@ -627,10 +641,7 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             stack[name] = getattr(self, name) if getattr(self, name) is not None else stack.get(name)
         wanted = self.sub_configs_defaults[side].model_type
-        refuse(
-            stack.pop("model_type", wanted) != wanted,
-            f"`{side}` must be a {wanted} config.",
-        )
+        refuse(stack.pop("model_type", wanted) != wanted, f"`{side}` must be a {wanted} config.")
         return stack
 
     def _check_pair(self) -> None:

@@ -40,29 +40,36 @@ def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, how: 
 
 
 class Pooler(nn.Module):
-    """Dense and tanh on the pooled token (BERT, arXiv:1810.04805)."""
+    """Dense and activation on the pooled token (BERT's is tanh, arXiv:1810.04805)."""
 
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act_fn = ACT2FN[config.pooler_act]
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """`(batch, hidden_size)` -> `(batch, hidden_size)`, in (-1, 1)."""
-        return torch.tanh(self.dense(pooled))
+        """`(batch, hidden_size)` -> `(batch, hidden_size)`."""
+        return self.act_fn(self.dense(pooled))
 
 
 class HeadTransform(nn.Module):
-    """From the hidden width to the embeddings' before a language-model head; with activation and norm as in BERT."""
+    """Dense, activation and norm before an output (BERT, ModernBERT).
 
-    def __init__(self, config):
+    Args:
+        config: the form.
+        size: width of what comes out.
+        is_linear: a change of width alone, without bias, activation and norm.
+    """
+
+    def __init__(self, config, size: int, is_linear: bool = False):
         super().__init__()
-        bias = config.mlp_bias if config.lm_head_transform else False
-        self.dense = nn.Linear(config.hidden_size, config.embedding_size, bias=bias)
-        self.act_fn = ACT2FN[config.hidden_act] if config.lm_head_transform else nn.Identity()
-        self.norm = make_norm(config, config.embedding_size) if config.lm_head_transform else None
+        has_bias = config.mlp_bias if config.head_bias is None else config.head_bias
+        self.dense = nn.Linear(config.hidden_size, size, bias=has_bias and not is_linear)
+        self.act_fn = nn.Identity() if is_linear else ACT2FN[config.head_act or config.hidden_act]
+        self.norm = None if is_linear else make_norm(config, size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(..., hidden_size)` -> `(..., embedding_size)`."""
+        """`(..., hidden_size)` -> `(..., size)`."""
         hidden_states = self.act_fn(self.dense(hidden_states))
         return hidden_states if self.norm is None else self.norm(hidden_states)
 
@@ -80,8 +87,9 @@ class LanguageModelHead:
 
     def add_head(self, config) -> None:
         """Adds the modules. Args: config: the config of the stack that the head reads."""
-        needs_transform = config.lm_head_transform or config.embedding_size != config.hidden_size
-        self.head_transform = HeadTransform(config) if needs_transform else nn.Identity()
+        self.head_transform: nn.Module = nn.Identity()
+        if config.lm_head_transform or config.embedding_size != config.hidden_size:
+            self.head_transform = HeadTransform(config, config.embedding_size, is_linear=not config.lm_head_transform)
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
         self.head_config = config
 
@@ -154,17 +162,24 @@ def classification_loss(
 
 
 class ClassificationHead(nn.Module):
-    """Dropout and a linear map to the labels, after BERT's pooler where the form has one."""
+    """Dropout and a linear map to the labels, after a transform where the form has one."""
 
-    def __init__(self, config, num_labels: int, has_pooler: bool):
+    def __init__(self, config, num_labels: int, has_bias: bool = True):
         super().__init__()
-        self.pooler = Pooler(config) if has_pooler else nn.Identity()
+        self.transform = HeadTransform(config, config.hidden_size) if config.classifier_transform else nn.Identity()
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = nn.Linear(config.hidden_size, num_labels)
+        self.out_proj = nn.Linear(config.hidden_size, num_labels, bias=has_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(..., hidden_size)` -> `(..., num_labels)`."""
-        return self.out_proj(self.dropout(self.pooler(hidden_states)))
+        return self.out_proj(self.dropout(self.transform(hidden_states)))
+
+
+def pooled_output(outputs: Any, attention_mask: torch.Tensor | None, config) -> torch.Tensor:
+    """`(batch, hidden_size)`: what the base model's pooler gives, or the pooled states of a form without one."""
+    if config.pooler:
+        return outputs.pooler_output
+    return pool(outputs.last_hidden_state, attention_mask, config.classifier_pooling)
 
 
 class SequenceClassificationHead:
@@ -172,10 +187,11 @@ class SequenceClassificationHead:
 
     config: Any
     model: nn.Module
+    reads_pooler = True
 
     def add_head(self, config) -> None:
         self.num_labels = config.num_labels
-        self.classifier = ClassificationHead(config, config.num_labels, config.pooler)
+        self.classifier = ClassificationHead(config, config.num_labels, config.classifier_bias)
 
     @can_return_tuple
     def forward(
@@ -194,8 +210,7 @@ class SequenceClassificationHead:
         outputs = self.model(
             input_ids, attention_mask, position_ids, token_type_ids, past_key_values, inputs_embeds, **kwargs
         )
-        pooled = pool(outputs.last_hidden_state, attention_mask, self.config.classifier_pooling)
-        logits = self.classifier(pooled)
+        logits = self.classifier(pooled_output(outputs, attention_mask, self.config))
         loss = None if labels is None else classification_loss(logits, labels, self.config, num_items)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -210,7 +225,7 @@ class TokenClassificationHead:
 
     def add_head(self, config) -> None:
         self.num_labels = config.num_labels
-        self.classifier = ClassificationHead(config, config.num_labels, has_pooler=False)
+        self.classifier = ClassificationHead(config, config.num_labels)
 
     @can_return_tuple
     def forward(
@@ -243,7 +258,9 @@ class QuestionAnsweringHead:
     model: nn.Module
 
     def add_head(self, config) -> None:
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        # BERT's has no dropout, ModernBERT's is that of its classifiers; one module, so that tools save all of it by its name
+        has_transform = config.classifier_transform
+        self.qa_outputs = ClassificationHead(config, 2) if has_transform else nn.Linear(config.hidden_size, 2)
 
     @can_return_tuple
     def forward(
@@ -289,9 +306,10 @@ class MultipleChoiceHead:
 
     config: Any
     model: nn.Module
+    reads_pooler = True
 
     def add_head(self, config) -> None:
-        self.classifier = ClassificationHead(config, 1, config.pooler)
+        self.classifier = ClassificationHead(config, 1, config.classifier_bias)
 
     @can_return_tuple
     def forward(
@@ -315,8 +333,7 @@ class MultipleChoiceHead:
             for tensor in (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
         ]
         outputs = self.model(*flat[:4], inputs_embeds=flat[4], **kwargs)
-        pooled = pool(outputs.last_hidden_state, flat[1], self.config.classifier_pooling)
-        logits = self.classifier(pooled).view(-1, num_choices)
+        logits = self.classifier(pooled_output(outputs, flat[1], self.config)).view(-1, num_choices)
         loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch=num_items)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

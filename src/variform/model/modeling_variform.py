@@ -167,7 +167,7 @@ class VariformEncoderModel(TransformerStack, VariformEncoderPreTrainedModel):
 
     Args:
         config: the form.
-        add_pooling_layer: with BERT's pooler, if the form has one.
+        add_pooling_layer: with the pooler, if the form has one.
     """
 
     is_causal = False
@@ -547,11 +547,13 @@ class VariformEncoderDecoderForConditionalGeneration(
 
 
 class EncoderClassifier(VariformEncoderPreTrainedModel):
-    """An encoder under one of the heads that label."""
+    """An encoder under one of the heads that label; heads of whole sequences read its pooler."""
+
+    reads_pooler = False
 
     def __init__(self, config: VariformEncoderConfig):
         super().__init__(config)
-        self.model = VariformEncoderModel(config, add_pooling_layer=False)
+        self.model = VariformEncoderModel(config, add_pooling_layer=self.reads_pooler)
         self.add_head(config)
         self.post_init()
 

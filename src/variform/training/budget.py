@@ -96,7 +96,8 @@ class BudgetedTrainer(Seq2SeqTrainer):
     def _get_train_sampler(self, train_dataset=None) -> LengthBucketSampler:
         examples = self.train_dataset if train_dataset is None else train_dataset
         lengths = [(len(example["input_ids"]), len(example["labels"])) for example in examples]
-        batch_size = self._train_batch_size * self.args.gradient_accumulation_steps
+        # What one optimizer step sees, on all processes: they wait for each other, so their batches are of like length
+        batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthBucketSampler(lengths, batch_size, seed=self.args.seed)
 
 

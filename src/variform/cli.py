@@ -1,0 +1,102 @@
+"""The command `variform`: convert checkpoints, look at forms."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from transformers import AutoConfig, PreTrainedConfig
+
+from .conversion import FAMILIES
+from .conversion.check import TOLERANCE, check_conversion
+from .conversion.convert import convert_folder, find_folder
+from .forms import list_forms, load_config
+from .model.configuration_variform import AUTO_MAP
+from .report.form import compare, describe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 1 if a check failed, 2 for bad input."""
+    options = make_parser().parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        return options.run(options, console)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="variform", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True)
+    converting = commands.add_parser(
+        "convert",
+        help="convert a checkpoint to Variform, or from it to a native one",
+        description="Convert a native checkpoint to Variform, or one of Variform to a native one, exactly.",
+    )
+    converting.add_argument("source", metavar="SRC", help="a folder or a repo on the Hub")
+    converting.add_argument("target", metavar="DST", help="a folder that does not exist yet")
+    converting.add_argument("--to", metavar="MODEL_TYPE", help=f"a native family: {', '.join(sorted(FAMILIES))}")
+    converting.add_argument("--auto-class", help="the head to take, such as AutoModelForMaskedLM; default: as saved")
+    converting.add_argument("--check", action="store_true", help="run both models on text and compare them")
+    converting.add_argument("--revision", help="branch, tag or commit on the Hub")
+    converting.set_defaults(run=run_convert)
+    looking = commands.add_parser(
+        "info",
+        help="show a form, or what differs between two",
+        description="Show a form on one screen; of two, what differs and what each difference costs.",
+    )
+    looking.add_argument("forms", metavar="FORM", nargs="+", help="a form's name, a YAML file, a folder, or a repo")
+    looking.add_argument("--length", type=int, help="tokens a sequence, for the operations; default: by the form")
+    looking.set_defaults(run=run_info)
+    return parser
+
+
+def run_convert(options: argparse.Namespace, console: Console) -> int:
+    source = find_folder(options.source, revision=options.revision)
+    converted = convert_folder(source, options.target, to=options.to, auto_class=options.auto_class)
+    if converted.config.model_type in AUTO_MAP:
+        console.print(describe(converted.config, converted.architecture))
+    for name in converted.unused:
+        console.print(f"left behind: {name}")
+    files = "1 file" if converted.shards == 1 else f"{converted.shards} files"
+    console.print(f"Wrote {options.target}: {converted.architecture}, {files} of weights.")
+    if not options.check:
+        return 0
+    check = check_conversion(source, options.target)
+    kind = "tokens of text" if check.is_text else "random tokens (there is no tokenizer)"
+    for name, difference in check.differences.items():
+        console.print(f"{name}: largest difference {difference:.1e} of the largest entry, on {check.tokens} {kind}")
+    console.print("The two compute the same." if check.is_exact else f"They differ by more than {TOLERANCE:.0e}.")
+    return 0 if check.is_exact else 1
+
+
+def run_info(options: argparse.Namespace, console: Console) -> int:
+    if len(options.forms) > 2:
+        raise ValueError(f"`info` shows one form or compares two, got {len(options.forms)}.")
+    if len(options.forms) == 1:
+        console.print(describe(read_form(options.forms[0]), options.forms[0]))
+    else:
+        a, b = options.forms
+        console.print(compare(read_form(a), read_form(b), names=(a, b), length=options.length))
+    return 0
+
+
+def read_form(name: str) -> PreTrainedConfig:
+    """The form of a name, a file, a folder or a repo on the Hub; that of a native checkpoint as it would be converted."""
+    if name in list_forms() or Path(name).is_file():
+        return load_config(name)
+    if not Path(name).is_dir() and name.count("/") != 1:
+        return load_config(name)  # raises, with the nearest name
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type in AUTO_MAP:
+        return config
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"`model_type={config.model_type!r}` is not one of {', '.join(sorted(FAMILIES))}.")
+    family = FAMILIES[config.model_type]
+    return family.read_form(config, family.auto_class_of((config.architectures or [None])[0]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

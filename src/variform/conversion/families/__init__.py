@@ -1,0 +1,1 @@
+"""One file a foreign family: its config map and its name table."""

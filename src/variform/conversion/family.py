@@ -1,0 +1,347 @@
+"""What a family file says, and the two directions of its config map."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..model import configuration_variform, modeling_variform
+from ..model.configuration_variform import AUTO_MAP
+from .tables import Row, as_pattern
+
+logger = logging.get_logger(__name__)
+
+# Fields of every config, called the same everywhere
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+PLATFORM_FIELDS = ("id2label", "label2id", "problem_type", "dtype", "use_cache")
+# What a foreign config holds besides its form
+BOOKKEEPING = frozenset(
+    [
+        "architectures",
+        "auto_map",
+        "model_type",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "_name_or_path",
+        "is_encoder_decoder",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+    ]
+)
+# Ours that change how a model is trained, and nothing that it computes afterwards
+TRAINING_FIELDS = frozenset(
+    [
+        "hidden_dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "classifier_dropout",
+        "layerdrop",
+        "label_smoothing",
+        "z_loss_coef",
+        "initializer_range",
+        "use_cache",
+    ]
+)
+LANGUAGE_MODELS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+POOLED = ("AutoModelForSequenceClassification", "AutoModelForMultipleChoice")
+CLASSIFIERS = (*POOLED, "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
+# Which heads read a field that not all of them read
+READERS = {
+    **dict.fromkeys(("lm_head_transform", "lm_head_bias", "logit_scale", "final_logit_softcapping"), LANGUAGE_MODELS),
+    **dict.fromkeys(("head_act", "head_bias"), LANGUAGE_MODELS + CLASSIFIERS),
+    **dict.fromkeys(("pooler", "pooler_act"), ("AutoModel", *POOLED)),
+    **dict.fromkeys(("classifier_bias", "classifier_pooling"), POOLED),
+    "classifier_transform": CLASSIFIERS,
+    "tie_word_embeddings": LANGUAGE_MODELS,
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """One foreign class of a family.
+
+    Args:
+        foreign: its name in transformers.
+        rows: the names of the head's own tensors, in full on both sides.
+        prefix: what stands before the names of the base model's tensors; default: the family's.
+        fixed: fields of ours that are so under this head.
+    """
+
+    foreign: str
+    rows: Sequence[Row] = ()
+    prefix: str | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A foreign family: a config map and a name table.
+
+    Fields of ours are written with the stack before a dot in an encoder-decoder: `encoder.hidden_size`.
+
+    Args:
+        model_type: as transformers calls the family.
+        shape: the `model_type` of ours.
+        same: {our field: foreign field} where the values are equal.
+        fixed: our fields that the foreign class has built in.
+        read: the foreign config -> our other fields.
+        write: our config -> the foreign fields that `same` does not give. What `read` makes of them is compared with
+            the form: a form that does not come back is refused, so `write` need not check anything.
+        by_weights: our fields that the tensors decide, not the foreign config.
+        inert: foreign fields that change nothing that the class computes.
+        in_training: foreign fields that only training reads and that may get lost.
+        rows: the form -> the name table of the base model, without prefixes.
+        prefix: what a headed class puts before the names of the base model's tensors.
+        heads: {Auto class: the foreign class}.
+        computed: {template of a foreign name: the foreign config -> what the tensor must hold}.
+        ignored: patterns of tensors that old checkpoints carry and nothing reads.
+    """
+
+    model_type: str
+    shape: str
+    same: Mapping[str, str]
+    fixed: Mapping[str, Any]
+    rows: Callable[[PreTrainedConfig], Sequence[Row]]
+    prefix: str
+    heads: Mapping[str, Head]
+    read: Callable[[PreTrainedConfig], dict[str, Any]] = lambda foreign: {}
+    write: Callable[[PreTrainedConfig], dict[str, Any]] = lambda form: {}
+    by_weights: Sequence[str] = ()
+    inert: frozenset[str] = frozenset()
+    in_training: frozenset[str] = frozenset()
+    computed: Mapping[str, Callable[[PreTrainedConfig], torch.Tensor]] = field(default_factory=dict)
+    ignored: Sequence[str] = ()
+
+    @property
+    def config_class(self) -> type[PreTrainedConfig]:
+        return transformers.CONFIG_MAPPING[self.model_type]
+
+    def prefix_of(self, auto_class: str) -> str:
+        """What a class puts before the names of the base model's tensors."""
+        if auto_class == "AutoModel":
+            return ""
+        prefix = self.heads[auto_class].prefix
+        return self.prefix if prefix is None else prefix
+
+    def table(self, form: PreTrainedConfig, auto_class: str) -> list[Row]:
+        """All rows of one class, with the prefixes of its base model's names."""
+        ours = "" if auto_class == "AutoModel" else "model."
+        base = [row.prefixed(self.prefix_of(auto_class), ours) for row in self.rows(form)]
+        return [*self.heads[auto_class].rows, *base]
+
+    def computed_tensors(
+        self, foreign: PreTrainedConfig, auto_class: str, names: Iterable[str]
+    ) -> dict[str, torch.Tensor]:
+        """{name: what it must hold}, of those tensors among `names` that the foreign class computes."""
+        prefix = self.prefix_of(auto_class)
+        patterns = [(re.compile(as_pattern(template)), make) for template, make in self.computed.items()]
+        return {
+            name: make(foreign)
+            for name in names
+            for pattern, make in patterns
+            if pattern.fullmatch(name.removeprefix(prefix))
+        }
+
+    def foreign_class(self, auto_class: str) -> type[PreTrainedModel]:
+        return getattr(transformers, self.heads[auto_class].foreign)
+
+    def our_class(self, auto_class: str) -> type[PreTrainedModel]:
+        return getattr(modeling_variform, AUTO_MAP[self.shape][auto_class].split(".")[1])
+
+    def auto_class_of(self, architecture: str | None, asked: Any = None) -> str:
+        """The Auto class of a foreign class, by its name; or the one that is asked for.
+
+        Raises:
+            ValueError: if the class is not known, or the family has no such head.
+        """
+        known = {head.foreign: auto_class for auto_class, head in self.heads.items()}
+        name: str | None = known.get(architecture or "")
+        if asked is not None:
+            name = getattr(asked, "__name__", str(asked))
+        if name is not None and name in self.heads:
+            return name
+        asked_for = f"`auto_class={name}`" if asked is not None else f"the class {architecture!r}"
+        raise ValueError(
+            f"{asked_for} has no counterpart: of {self.model_type}, Variform has {', '.join(sorted(known))}. Name one "
+            f"with `auto_class=`, of {', '.join(self.heads)}; what the others hold is then left behind."
+        )
+
+    def read_form(self, foreign: PreTrainedConfig, auto_class: str) -> PreTrainedConfig:
+        """The form of a foreign config under a head, with what no field of ours decides in `origin`.
+
+        Raises:
+            ValueError: for a feature that Variform does not have, naming the foreign field.
+        """
+        values = {ours: getattr(foreign, name) for ours, name in self.same.items()}
+        values |= {**self.fixed, **self.read(foreign), **self.heads[auto_class].fixed}
+        values |= {name: getattr(foreign, name, None) for name in SPECIAL_IDS}
+        form = build_form(self.shape, values)
+        copy_platform_fields(foreign, form)
+        form.origin = {"model_type": self.model_type, **self._left_over(foreign, form)}
+        return form
+
+    def _left_over(self, foreign: PreTrainedConfig, form: PreTrainedConfig) -> dict[str, Any]:
+        """Fields of a foreign config that its form does not give back, all of them harmless."""
+        back = self._written(form).to_dict()
+        left = {
+            name: value
+            for name, value in foreign.to_dict().items()
+            if name not in BOOKKEEPING and (name not in back or back[name] != value)
+        }
+        declared = {f.name for f in fields(self.config_class)}
+        for name, value in left.items():
+            if name in self.in_training:
+                logger.warning(
+                    f"{self.model_type}: `{name}={value!r}`, which matters in training only, is not carried over."
+                )
+            elif name in declared - self.inert - NOT_FORM and value is not None:
+                raise ValueError(
+                    f"{self.model_type}: Variform does not carry `{name}={value!r}`, only {back.get(name)!r}."
+                )
+        return left
+
+    def write_config(self, form: PreTrainedConfig, auto_class: str) -> PreTrainedConfig:
+        """The foreign config of a form under a head.
+
+        Raises:
+            ValueError: if the family cannot express the form, naming the field.
+        """
+        foreign = self._written(form)
+        self._check_expressed(form, foreign, auto_class)
+        origin = dict(form.origin or {})
+        if origin.pop("model_type", None) == self.model_type:
+            for name, value in origin.items():
+                # What the form has not decided since stays as it was
+                kept = self._written(form, **{name: value})
+                if self._differences(form, kept, auto_class) == self._differences(form, foreign, auto_class):
+                    setattr(foreign, name, value)
+        foreign.architectures = [self.heads[auto_class].foreign]
+        return foreign
+
+    def _written(self, form: PreTrainedConfig, **overrides: Any) -> PreTrainedConfig:
+        values: dict[str, Any] = {}
+        for ours, name in self.same.items():
+            values.setdefault(name, get_field(form, ours))
+        values |= {name: getattr(form, name) for name in SPECIAL_IDS}
+        foreign = self.config_class(**(values | self.write(form) | overrides))
+        copy_platform_fields(form, foreign)
+        return foreign
+
+    def _differences(self, form: PreTrainedConfig, foreign: PreTrainedConfig, auto_class: str) -> dict[str, Any]:
+        """{our field: what the foreign class has instead}, among the fields that this head reads."""
+        values = {ours: getattr(foreign, name) for ours, name in self.same.items()}
+        values |= {**self.fixed, **self.read(foreign), **self.heads[auto_class].fixed}
+        values |= {name: getattr(foreign, name, None) for name in SPECIAL_IDS}
+        back, wanted = comparable(build_form(self.shape, values)), comparable(form)
+        return {
+            name: back.get(name)
+            for name, value in wanted.items()
+            if not is_same(back.get(name), value)
+            and name not in self.by_weights
+            and auto_class in READERS.get(name.rpartition(".")[2], (auto_class,))
+        }
+
+    def _check_expressed(self, form: PreTrainedConfig, foreign: PreTrainedConfig, auto_class: str) -> None:
+        for name, value in self._differences(form, foreign, auto_class).items():
+            wanted = get_field(form, name)
+            if name.rpartition(".")[2] in TRAINING_FIELDS:
+                logger.warning(
+                    f"{self.model_type} has no `{name}={wanted!r}`: it computes the same, and trains without."
+                )
+                continue
+            raise ValueError(
+                f"{self.model_type} cannot express `{name}={wanted!r}`: its {self.heads[auto_class].foreign} has {value!r}."
+            )
+
+
+def build_form(shape: str, values: Mapping[str, Any]) -> PreTrainedConfig:
+    """The config of a shape from its fields, those of a stack after `encoder.` or `decoder.`."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        stack, _, inner = name.rpartition(".")
+        (nested.setdefault(stack, {}) if stack else nested)[inner] = value
+    return getattr(configuration_variform, AUTO_MAP[shape]["AutoConfig"].split(".")[1])(**nested)
+
+
+def get_field(form: PreTrainedConfig, name: str) -> Any:
+    """The value of a field, which may be one of a stack: `decoder.hidden_size`."""
+    for part in name.split("."):
+        form = getattr(form, part)
+    return form
+
+
+def comparable(form: PreTrainedConfig) -> dict[str, Any]:
+    """All fields that say what a form computes, with their defaults resolved; stacks after `encoder.` and `decoder.`."""
+    values: dict[str, Any] = {}
+    for f in fields(form):
+        value = getattr(form, f.name)
+        if isinstance(value, PreTrainedConfig):
+            values |= {f"{f.name}.{name}": inner for name, inner in comparable(value).items()}
+        elif f.name not in NOT_FORM and NEEDS.get(f.name, lambda form: True)(form):
+            values[f.name] = RESOLVED.get(f.name, lambda form, name=f.name: getattr(form, name))(form)
+    return values
+
+
+def is_same(value: Any, other: Any) -> bool:
+    """Equality, up to rounding for what was computed from a rounded number."""
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=1e-9)
+    return value == other
+
+
+NOT_FORM = {f.name for f in fields(PreTrainedConfig)} | {
+    "origin",
+    "variform_version",
+    "is_encoder_decoder",
+    "use_cache",
+}
+# Fields that can be said in two ways, in one of them
+RESOLVED: dict[str, Callable[[Any], Any]] = {
+    "attention_patterns": lambda form: [layer_pattern(form, i) for i in range(form.num_hidden_layers)],
+    "rope_parameters": lambda form: [form.rope_parameters_of(layer_type) for layer_type in form.layer_types],
+    "attention_bias": lambda form: sorted(form.biased_projections),
+    "attention_scale": lambda form: form.attention_scale or form.head_dim**-0.5,
+    "embedding_scale": lambda form: (
+        form.embedding_size**0.5 if form.embedding_scale == "sqrt" else form.embedding_scale
+    ),
+    "num_hidden_groups": lambda form: form.num_hidden_groups or form.num_hidden_layers,
+    "head_act": lambda form: form.head_act or form.hidden_act,
+    "head_bias": lambda form: form.mlp_bias if form.head_bias is None else form.head_bias,
+}
+# When a field that is not always read is read
+NEEDS: dict[str, Callable[[Any], bool]] = {
+    "max_position_embeddings": lambda form: form.position_embedding_type in ("learned", "sinusoidal", "rope"),
+    "position_offset": lambda form: form.position_embedding_type in ("learned", "sinusoidal"),
+    "sinusoidal_layout": lambda form: form.position_embedding_type == "sinusoidal",
+    "sinusoidal_exponent": lambda form: form.position_embedding_type == "sinusoidal",
+    "relative_attention_num_buckets": lambda form: form.position_embedding_type == "relative_bias",
+    "relative_attention_max_distance": lambda form: form.position_embedding_type == "relative_bias",
+    "rope_parameters": lambda form: form.position_embedding_type == "rope",
+    "norm_bias": lambda form: form.norm_type == "layer_norm",
+}
+
+
+def layer_pattern(form: PreTrainedConfig, layer: int) -> dict[str, Any]:
+    """The attention pattern of one layer."""
+    return form.attention_patterns[layer % len(form.attention_patterns)]
+
+
+def patterns(foreign: PreTrainedConfig) -> list[str]:
+    """Our patterns of a foreign config with `layer_types` and one `sliding_window`, without repeats."""
+    names = {"full_attention": "full", "sliding_attention": f"sliding_window:{foreign.sliding_window}"}
+    layers = [names[layer_type] for layer_type in foreign.layer_types]
+    return next(layers[:n] for n in range(1, len(layers) + 1) if layers == (layers[:n] * len(layers))[: len(layers)])
+
+
+def copy_platform_fields(source: PreTrainedConfig, target: PreTrainedConfig) -> None:
+    """Labels, problem type, dtype and `use_cache`: what all configs share."""
+    for name in PLATFORM_FIELDS:
+        if hasattr(source, name) and hasattr(target, name):
+            setattr(target, name, getattr(source, name))

@@ -1,0 +1,1 @@
+"""What a form is, in words, and what it costs."""

@@ -1,0 +1,313 @@
+"""Random models of transformers' own classes: what they may vary, drawn from a seed. Tiny, without dropout."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+WEIGHT_STD = 0.2  # ten times wider than models start with, so that no part is too small to be seen
+FIRST_REGULAR_ID = 5
+LONGEST = 13  # tokens that every one of these models takes
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh")
+EPSILONS = (1e-12, 1e-6, 1e-5, 1e-3, 0.1)
+# Which native classes give a token its slot as position, without a way to say otherwise
+COUNT_SLOTS = ("bart", "pegasus", "marian")
+# Which rope types turn faster as the text grows: keys in a cache keep the angle of their time
+GROWING_ROPES = ("dynamic", "longrope")
+
+
+def random_config(model_type: str, seed: int) -> PreTrainedConfig:
+    """The config of one family, the same for the same seed."""
+    rng = random.Random(f"{model_type} {seed}")
+    pad, bos, eos = rng.sample(range(FIRST_REGULAR_ID), 3)
+    fields = {
+        "vocab_size": rng.randint(43, 61),
+        "pad_token_id": pad,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "num_labels": rng.choice([2, 3, 5]),
+        "problem_type": rng.choice(
+            [None, "single_label_classification", "multi_label_classification", "regression"]
+        ),
+        **DRAW[model_type](rng),
+    }
+    config = hf.CONFIG_MAPPING[model_type](**fields)
+    if model_type == "roberta":
+        # The rows of its table up to the padding's hold no position
+        config.max_position_embeddings += pad + 1
+    return config
+
+
+def random_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """A model in evaluation mode with random weights, every tensor of it moved off its start."""
+    torch.manual_seed(seed)
+    # Classifiers of Llama and its relatives drop a tenth of their input, whatever their config says
+    model = model_class(config).eval()
+    if config.model_type in ("t5", "mt5") and hasattr(model, "lm_head") and seed % 2:
+        # Their config ties the head whatever it is told; a checkpoint with a head of its own unties it
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            # Some classes give the padding's row no gradient, even Pegasus and Marian, which start every text with
+            # that token; T5 trains it, and so does the family
+            module.padding_idx = None
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                is_norm = parameter.ndim == 1 and name.endswith("weight")
+                parameter.normal_(mean=float(is_norm), std=WEIGHT_STD)
+    if hasattr(model, "final_logits_bias"):
+        # A constant that its class adds to the logits, where the family has a bias to train
+        model.final_logits_bias.normal_().requires_grad_()
+    return model
+
+
+def sizes(rng: random.Random, head_dims: tuple[int, ...] = (3, 4, 5, 6)) -> dict[str, int]:
+    """Widths and depths of a stack whose heads share its width, under BERT's names."""
+    heads = rng.choice([1, 2, 3, 5])
+    return {
+        "hidden_size": heads * rng.choice(head_dims),
+        "intermediate_size": rng.randint(9, 37),
+        "num_hidden_layers": rng.choice([2, 3, 4]),
+        "num_attention_heads": heads,
+        "max_position_embeddings": rng.randint(LONGEST, 29),
+    }
+
+
+def bert(rng: random.Random) -> dict[str, Any]:
+    return sizes(rng) | {
+        "type_vocab_size": rng.choice([1, 2, 3]),
+        "layer_norm_eps": rng.choice(EPSILONS),
+        "hidden_act": rng.choice(ACTIVATIONS),
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "tie_word_embeddings": rng.choice([True, True, False]),
+        "initializer_range": rng.choice([0.02, 0.1]),
+    }
+
+
+def albert(rng: random.Random) -> dict[str, Any]:
+    layers, groups = rng.choice([(2, 1), (2, 2), (4, 2), (3, 1), (4, 4)])
+    return bert(rng) | {
+        "num_hidden_layers": layers,
+        "num_hidden_groups": groups,
+        "embedding_size": rng.choice([5, 8, 11]),
+        "classifier_dropout_prob": 0.0,
+    }
+
+
+def distilbert(rng: random.Random) -> dict[str, Any]:
+    size = sizes(rng)
+    return {
+        "dim": size["hidden_size"],
+        "hidden_dim": size["intermediate_size"],
+        "n_layers": size["num_hidden_layers"],
+        "n_heads": size["num_attention_heads"],
+        "max_position_embeddings": size["max_position_embeddings"],
+        "activation": rng.choice(ACTIVATIONS),
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_classif_dropout": 0.0,
+        "qa_dropout": 0.0,
+        "tie_word_embeddings": rng.choice([True, True, False]),
+    }
+
+
+def rope(rng: random.Random, head_dim: int, max_position_embeddings: int) -> dict[str, Any]:
+    """Rope parameters of any type; texts of `LONGEST` tokens reach beyond the shorter lengths."""
+    names = ["default", "default", "linear", "yarn", "llama3", "longrope", *(["dynamic"] if head_dim > 2 else [])]
+    name = rng.choice(names)
+    parameters = {"rope_type": name, "rope_theta": rng.choice([10.0, 500.0, 10000.0])}
+    if name == "default":
+        return parameters
+    parameters["factor"] = rng.choice([2.0, 4.0])
+    if name in ("yarn", "llama3", "longrope"):
+        parameters["original_max_position_embeddings"] = max_position_embeddings // 2
+    if name == "yarn":
+        parameters |= rng.choice([{}, {"attention_factor": 1.3}, {"beta_fast": 16.0, "beta_slow": 2.0}])
+    if name == "llama3":
+        parameters |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if name == "longrope":
+        parameters["short_factor"] = [1.0 + 0.5 * i for i in range(head_dim // 2)]
+        parameters["long_factor"] = [2.0 + 0.5 * i for i in range(head_dim // 2)]
+    return parameters
+
+
+def decoder(rng: random.Random) -> dict[str, Any]:
+    """What Llama and its relatives have in common: grouped heads of a free width."""
+    groups = rng.choice([(1, 1), (3, 1), (5, 5), (6, 2), (6, 3), (4, 2)])
+    head_dim = rng.choice([2, 4, 6, 10])
+    length = rng.choice([10, 20, 64])
+    return {
+        "hidden_size": groups[0] * rng.choice([3, 4, 5]),
+        "intermediate_size": rng.randint(9, 37),
+        "num_hidden_layers": rng.choice([2, 3, 4]),
+        "num_attention_heads": groups[0],
+        "num_key_value_heads": groups[1],
+        "head_dim": head_dim,
+        "hidden_act": rng.choice(ACTIVATIONS),
+        "max_position_embeddings": length,
+        "rope_parameters": rope(rng, head_dim, length),
+        "rms_norm_eps": rng.choice(EPSILONS),
+        "tie_word_embeddings": rng.choice([True, False]),
+        "initializer_range": rng.choice([0.02, 0.1]),
+        # Unnamed in their configs; token classifiers read it
+        "classifier_dropout": 0.0,
+    }
+
+
+def llama(rng: random.Random) -> dict[str, Any]:
+    return decoder(rng) | {"attention_bias": rng.choice([True, False]), "mlp_bias": rng.choice([True, False])}
+
+
+def mistral(rng: random.Random) -> dict[str, Any]:
+    return decoder(rng) | {"sliding_window": rng.choice([None, 3, 7])}
+
+
+def windows(rng: random.Random, layers: int) -> dict[str, Any]:
+    """A pattern a layer, regular or not."""
+    return {
+        "sliding_window": rng.choice([3, 4, 7]),
+        "layer_types": [rng.choice(["full_attention", "sliding_attention"]) for _ in range(layers)],
+    }
+
+
+def qwen3(rng: random.Random) -> dict[str, Any]:
+    fields = decoder(rng) | {"attention_bias": rng.choice([True, False])}
+    if rng.choice([True, False]):
+        fields |= windows(rng, fields["num_hidden_layers"]) | {"use_sliding_window": True}
+    return fields
+
+
+def qwen2(rng: random.Random) -> dict[str, Any]:
+    fields = qwen3(rng)
+    del fields["attention_bias"], fields["head_dim"]
+    head_dim = rng.choice([2, 4, 6])
+    fields["hidden_size"] = fields["num_attention_heads"] * head_dim
+    fields["rope_parameters"] = rope(rng, head_dim, fields["max_position_embeddings"])
+    return fields
+
+
+def gemma2(rng: random.Random) -> dict[str, Any]:
+    fields = decoder(rng)
+    fields["hidden_activation"] = fields.pop("hidden_act")
+    return fields | {
+        **windows(rng, fields["num_hidden_layers"]),
+        "attention_bias": rng.choice([True, False]),
+        "query_pre_attn_scalar": rng.choice([3, 7, 16]),
+        "attn_logit_softcapping": rng.choice([None, 2.0, 50.0]),
+        "final_logit_softcapping": rng.choice([None, 3.0, 30.0]),
+    }
+
+
+def gemma3_text(rng: random.Random) -> dict[str, Any]:
+    fields = gemma2(rng)
+    head_dim, length = fields["head_dim"], fields["max_position_embeddings"]
+    ropes = {name: rope(rng, head_dim, length) for name in ("full_attention", "sliding_attention")}
+    return fields | {"rope_parameters": ropes}
+
+
+def modernbert(rng: random.Random) -> dict[str, Any]:
+    size = sizes(rng, head_dims=(4, 6, 8))
+    head_dim, length = size["hidden_size"] // size["num_attention_heads"], size["max_position_embeddings"]
+    biases = ("norm_bias", "attention_bias", "mlp_bias", "decoder_bias", "classifier_bias")
+    return size | {
+        "hidden_activation": rng.choice(ACTIVATIONS),
+        "classifier_activation": rng.choice(ACTIVATIONS),
+        "classifier_pooling": rng.choice(["cls", "mean"]),
+        "norm_eps": rng.choice(EPSILONS),
+        "local_attention": rng.choice([4, 6, 12]),
+        "layer_types": windows(rng, size["num_hidden_layers"])["layer_types"],
+        "rope_parameters": {name: rope(rng, head_dim, length) for name in ("full_attention", "sliding_attention")},
+        "tie_word_embeddings": rng.choice([True, True, False]),
+        **{name: rng.choice([True, False]) for name in biases},
+    }
+
+
+def gpt2(rng: random.Random) -> dict[str, Any]:
+    size = sizes(rng)
+    return {
+        "n_embd": size["hidden_size"],
+        "n_inner": rng.choice([None, size["intermediate_size"]]),
+        "n_layer": size["num_hidden_layers"],
+        "n_head": size["num_attention_heads"],
+        "n_positions": size["max_position_embeddings"],
+        "activation_function": rng.choice(ACTIVATIONS),
+        "layer_norm_epsilon": rng.choice(EPSILONS),
+        "scale_attn_weights": rng.choice([True, True, False]),
+        "reorder_and_upcast_attn": rng.choice([True, False]),
+        "tie_word_embeddings": rng.choice([True, False]),
+        "classifier_dropout": 0.0,
+        **{name: 0.0 for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")},
+    }
+
+
+def mt5(rng: random.Random) -> dict[str, Any]:
+    return {
+        "d_model": rng.randint(9, 25),
+        "d_kv": rng.choice([3, 5, 6]),
+        "d_ff": rng.randint(9, 37),
+        "num_layers": rng.choice([2, 3]),
+        "num_decoder_layers": rng.choice([2, 3]),
+        "num_heads": rng.choice([1, 3, 4]),
+        "relative_attention_num_buckets": rng.choice([4, 8, 10]),
+        "relative_attention_max_distance": rng.choice([6, 9, 128]),
+        "layer_norm_epsilon": rng.choice(EPSILONS),
+        "feed_forward_proj": rng.choice(["relu", "gelu", "silu", "gated-gelu", "gated-silu", "gated-relu"]),
+        "decoder_start_token_id": rng.randrange(FIRST_REGULAR_ID),
+        "dropout_rate": 0.0,
+    }
+
+
+def t5(rng: random.Random) -> dict[str, Any]:
+    # In this family the field says whether the states are scaled before the head
+    return mt5(rng) | {"tie_word_embeddings": rng.choice([True, False])}
+
+
+def bart(rng: random.Random) -> dict[str, Any]:
+    fields = {
+        "d_model": rng.choice([12, 24]),
+        "max_position_embeddings": rng.randint(LONGEST, 29),
+        "activation_function": rng.choice(ACTIVATIONS),
+        "scale_embedding": rng.choice([True, False]),
+        "tie_word_embeddings": rng.choice([True, True, False]),
+        "decoder_start_token_id": rng.randrange(FIRST_REGULAR_ID),
+        **{name: 0.0 for name in ("dropout", "attention_dropout", "activation_dropout")},
+    }
+    for side in ("encoder", "decoder"):
+        fields[f"{side}_layers"] = rng.choice([2, 3])
+        fields[f"{side}_attention_heads"] = rng.choice([1, 3, 4])
+        fields[f"{side}_ffn_dim"] = rng.randint(9, 37)
+    return fields
+
+
+def marian(rng: random.Random) -> dict[str, Any]:
+    fields = bart(rng)
+    if rng.choice([True, False]):
+        fields |= {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": rng.randint(31, 42)}
+    return fields
+
+
+DRAW: dict[str, Callable[[random.Random], dict[str, Any]]] = {
+    "bert": bert,
+    "roberta": bert,
+    "distilbert": distilbert,
+    "albert": albert,
+    "modernbert": modernbert,
+    "gpt2": gpt2,
+    "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3_text,
+    "t5": t5,
+    "mt5": mt5,
+    "bart": bart,
+    "pegasus": bart,
+    "marian": marian,
+}
