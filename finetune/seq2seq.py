@@ -213,15 +213,22 @@ def card_facts(
         data=words.facts(),
         training={
             "parameters": f"{trainer.model.num_parameters():,}",
-            "steps": f"{state.global_step:,} ({state.epoch:.1f} epochs)",
+            "steps": f"{state.global_step:,} of {trainer.args.train_batch_size * trainer.args.world_size} examples "
+            f"({state.epoch:.1f} epochs)",
+            **({"processes": f"{trainer.args.world_size}, a core each"} if trainer.args.world_size > 1 else {}),
             **({"training time": minutes.format(*(spent[clock] / 60 for clock in spent))} if spent else {}),
             **environment(),
         },
-        command=shlex.join(["python", "finetune/seq2seq.py", *argv]),
+        command=shlex.join([*launcher(trainer.args.world_size), "finetune/seq2seq.py", *argv]),
         form=yaml.safe_dump(json.loads(task.form), sort_keys=False).strip(),
         limits=cmudict.LIMITS,
         metadata={"language": "en", "license": "apache-2.0", "tags": ["variform", "grapheme-to-phoneme"]},
     )
+
+
+def launcher(processes: int) -> list[str]:
+    """What starts a script in so many processes."""
+    return ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
 
 
 def pronounce(

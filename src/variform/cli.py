@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .conversion import FAMILIES
 from .conversion.check import TOLERANCE, check_conversion
-from .conversion.convert import convert_folder, find_folder
+from .conversion.convert import convert_folder, family_of_type, find_folder, saved_architecture
 from .forms import list_forms, load_config
 from .model.configuration_variform import AUTO_MAP
 from .report.form import compare, describe
@@ -55,7 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run_convert(options: argparse.Namespace, console: Console) -> int:
     source = find_folder(options.source, revision=options.revision)
-    converted = convert_folder(source, options.target, to=options.to, auto_class=options.auto_class)
+    head = {"auto_class": options.auto_class, "show_progress": console.is_terminal}
+    converted = convert_folder(source, options.target, to=options.to, **head)
     if converted.config.model_type in AUTO_MAP:
         console.print(describe(converted.config, converted.architecture))
     for name in converted.unused:
@@ -92,10 +93,8 @@ def read_form(name: str) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(name)
     if config.model_type in AUTO_MAP:
         return config
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"`model_type={config.model_type!r}` is not one of {', '.join(sorted(FAMILIES))}.")
-    family = FAMILIES[config.model_type]
-    return family.read_form(config, family.auto_class_of((config.architectures or [None])[0]))
+    family = family_of_type(config.model_type)
+    return family.read_form(config, family.auto_class_of(saved_architecture(config)))
 
 
 if __name__ == "__main__":

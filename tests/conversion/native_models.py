@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 WEIGHT_STD = 0.2  # ten times wider than models start with, so that no part is too small to be seen
 FIRST_REGULAR_ID = 5
-LONGEST = 13  # tokens that every one of these models takes
+SALT = 174  # the first four seeds give every switch both values
+LONGEST = 22  # tokens that every one of these models takes
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh")
 EPSILONS = (1e-12, 1e-6, 1e-5, 1e-3, 0.1)
 # Which native classes give a token its slot as position, without a way to say otherwise
@@ -20,26 +21,28 @@ COUNT_SLOTS = ("bart", "pegasus", "marian")
 GROWING_ROPES = ("dynamic", "longrope")
 
 
-def random_config(model_type: str, seed: int) -> PreTrainedConfig:
-    """The config of one family, the same for the same seed."""
-    rng = random.Random(f"{model_type} {seed}")
+def random_fields(model_type: str, seed: int) -> dict[str, Any]:
+    """What is drawn for a config, under its native names; the same for the same seed."""
+    rng = random.Random(f"{SALT} {model_type} {seed}")
     pad, bos, eos = rng.sample(range(FIRST_REGULAR_ID), 3)
-    fields = {
+    problems = [None, "single_label_classification", "multi_label_classification", "regression"]
+    fields = DRAW[model_type](rng) | {
         "vocab_size": rng.randint(43, 61),
         "pad_token_id": pad,
         "bos_token_id": bos,
         "eos_token_id": eos,
         "num_labels": rng.choice([2, 3, 5]),
-        "problem_type": rng.choice(
-            [None, "single_label_classification", "multi_label_classification", "regression"]
-        ),
-        **DRAW[model_type](rng),
+        "problem_type": rng.choice(problems),
     }
-    config = hf.CONFIG_MAPPING[model_type](**fields)
     if model_type == "roberta":
         # The rows of its table up to the padding's hold no position
-        config.max_position_embeddings += pad + 1
-    return config
+        fields["max_position_embeddings"] += pad + 1
+    return fields
+
+
+def random_config(model_type: str, seed: int) -> PreTrainedConfig:
+    """The config of one family, the same for the same seed."""
+    return hf.CONFIG_MAPPING[model_type](**random_fields(model_type, seed))
 
 
 def random_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
@@ -69,12 +72,13 @@ def random_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, s
 def sizes(rng: random.Random, head_dims: tuple[int, ...] = (3, 4, 5, 6)) -> dict[str, int]:
     """Widths and depths of a stack whose heads share its width, under BERT's names."""
     heads = rng.choice([1, 2, 3, 5])
+    widening = 3 if heads == 1 else 1  # a few units that all rest leave no gradient to compare
     return {
-        "hidden_size": heads * rng.choice(head_dims),
+        "hidden_size": heads * rng.choice(head_dims) * widening,
         "intermediate_size": rng.randint(9, 37),
         "num_hidden_layers": rng.choice([2, 3, 4]),
         "num_attention_heads": heads,
-        "max_position_embeddings": rng.randint(LONGEST, 29),
+        "max_position_embeddings": rng.randint(LONGEST, 31),
     }
 
 
@@ -118,10 +122,14 @@ def distilbert(rng: random.Random) -> dict[str, Any]:
 
 
 def rope(rng: random.Random, head_dim: int, max_position_embeddings: int) -> dict[str, Any]:
-    """Rope parameters of any type; texts of `LONGEST` tokens reach beyond the shorter lengths."""
-    names = ["default", "default", "linear", "yarn", "llama3", "longrope", *(["dynamic"] if head_dim > 2 else [])]
+    """Rope parameters of any type."""
+    names = ["default", "default", "linear", "yarn", "llama3", "longrope"]
+    names += ["dynamic"] if head_dim > 2 else []  # undefined for a single pair
+    names += ["proportional"] if head_dim % 4 == 0 else []  # turns half of the pairs
     name = rng.choice(names)
     parameters = {"rope_type": name, "rope_theta": rng.choice([10.0, 500.0, 10000.0])}
+    if name == "proportional":
+        return parameters | {"partial_rotary_factor": 0.5}
     if name == "default":
         return parameters
     parameters["factor"] = rng.choice([2.0, 4.0])
@@ -141,7 +149,7 @@ def decoder(rng: random.Random) -> dict[str, Any]:
     """What Llama and its relatives have in common: grouped heads of a free width."""
     groups = rng.choice([(1, 1), (3, 1), (5, 5), (6, 2), (6, 3), (4, 2)])
     head_dim = rng.choice([2, 4, 6, 10])
-    length = rng.choice([10, 20, 64])
+    length = rng.choice([10, 20, 64])  # texts of 13 tokens reach beyond the first, and beyond half of the second
     return {
         "hidden_size": groups[0] * rng.choice([3, 4, 5]),
         "intermediate_size": rng.randint(9, 37),
@@ -185,10 +193,10 @@ def qwen3(rng: random.Random) -> dict[str, Any]:
 
 def qwen2(rng: random.Random) -> dict[str, Any]:
     fields = qwen3(rng)
-    del fields["attention_bias"], fields["head_dim"]
-    head_dim = rng.choice([2, 4, 6])
-    fields["hidden_size"] = fields["num_attention_heads"] * head_dim
-    fields["rope_parameters"] = rope(rng, head_dim, fields["max_position_embeddings"])
+    del fields["attention_bias"]
+    if rng.choice([True, False]):
+        # Its config does not declare the width of a head, and its layers heed it
+        fields["hidden_size"] = fields["num_attention_heads"] * fields.pop("head_dim")
     return fields
 
 
@@ -242,7 +250,7 @@ def gpt2(rng: random.Random) -> dict[str, Any]:
         "reorder_and_upcast_attn": rng.choice([True, False]),
         "tie_word_embeddings": rng.choice([True, False]),
         "classifier_dropout": 0.0,
-        **{name: 0.0 for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")},
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     }
 
 
@@ -271,12 +279,12 @@ def t5(rng: random.Random) -> dict[str, Any]:
 def bart(rng: random.Random) -> dict[str, Any]:
     fields = {
         "d_model": rng.choice([12, 24]),
-        "max_position_embeddings": rng.randint(LONGEST, 29),
+        "max_position_embeddings": rng.randint(LONGEST, 31),
         "activation_function": rng.choice(ACTIVATIONS),
         "scale_embedding": rng.choice([True, False]),
         "tie_word_embeddings": rng.choice([True, True, False]),
         "decoder_start_token_id": rng.randrange(FIRST_REGULAR_ID),
-        **{name: 0.0 for name in ("dropout", "attention_dropout", "activation_dropout")},
+        **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0),
     }
     for side in ("encoder", "decoder"):
         fields[f"{side}_layers"] = rng.choice([2, 3])

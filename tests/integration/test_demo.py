@@ -32,11 +32,14 @@ def recipe(tmp_path_factory):
     return folder / "recipe.yaml"
 
 
-def start(recipe: Path, output: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "finetune/seq2seq.py", "--config", str(recipe), "--output_dir", str(output), *arguments]
+def start(recipe: Path, output: Path, *arguments: str, processes: int = 1) -> subprocess.Popen:
+    """The script in a session of its own, so that a signal to its group is Ctrl-C in a terminal."""
+    launcher = ["-m", "variform.training.processes", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, "finetune/seq2seq.py", "--config", str(recipe), "--output_dir", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*command, *arguments], cwd=ROOT, env=environment, text=True, start_new_session=True, **pipes
     )
 
 
@@ -63,20 +66,21 @@ def test_train_judge_publish_and_load_back(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_the_same_command_goes_on(recipe, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_saves_and_the_same_command_goes_on(recipe, tmp_path, processes):
     output = tmp_path / "run"
-    process = start(recipe, output, "--minutes", "5", "--save_steps", "20")
+    process = start(recipe, output, "--minutes", "5", "--save_steps", "20", processes=processes)
     deadline = time.monotonic() + 200
     while not list(output.glob("checkpoint-*/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 130, said
     stopped_at = int(re.search(r"saved in .*checkpoint-(\d+)\. Run the same command again", said).group(1))
 
     # With a budget that is spent already, one more step shows that the clock went on
-    said, _ = start(recipe, output, "--minutes", "0.001").communicate(timeout=240)
+    said, _ = start(recipe, output, "--minutes", "0.001", processes=processes).communicate(timeout=240)
     assert f"checkpoint-{stopped_at}." in said and "Going on from" in said
     state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
     assert state["global_step"] == stopped_at + 1

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from ..model.configuration_variform import AUTO_MAP
 from . import FAMILIES
-from .convert import auto_class_of_ours
+from .convert import auto_class_of_ours, saved_architecture
 
 TOLERANCE = 1e-5  # relative to the largest entry, float32
 
@@ -70,7 +70,7 @@ def check_conversion(original: str | Path, converted: str | Path) -> Check:
 def load(folder: Path) -> PreTrainedModel:
     """The model of a folder in float32, native or ours, by the class that its config names."""
     config = AutoConfig.from_pretrained(folder)
-    architecture = (config.architectures or [None])[0]
+    architecture = saved_architecture(config)
     if config.model_type in AUTO_MAP:
         family = next(family for family in FAMILIES.values() if family.shape == config.model_type)
         model_class = family.our_class(auto_class_of_ours(architecture, config))

@@ -65,12 +65,20 @@ def weight_files(folder: Path) -> list[str]:
         if (folder / whole).is_file():
             return [whole]
         if (folder / index).is_file():
-            return sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+            return sorted(set(read_index(inside(folder, index))))
     raise FileNotFoundError(f"{folder} holds neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}, whole or in shards.")
 
 
+def read_index(path: Path) -> list[str]:
+    """The names of the files that an index names, once for each tensor."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not an index of weights ({error!r}); download or save it again.") from error
+
+
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file that an index names, which must lie inside the folder.
+    """The path of a file of a checkpoint, which must lie inside its folder.
 
     Raises:
         ValueError: if it leads out. FileNotFoundError: if it is missing.
@@ -79,7 +87,7 @@ def inside(folder: Path, name: str) -> Path:
     if folder.parent.name == "snapshots":
         root = folder.parent.parent.resolve()  # in the Hub's cache, a snapshot's files are links to the repo's blobs
     if Path(name).name != name or not path.is_relative_to(root):
-        raise ValueError(f"The index of {folder} names {name!r}, which lies outside that folder; refusing to read it.")
+        raise ValueError(f"{name!r} leads out of {folder}; refusing to read it: copy the file into the folder.")
     if not path.is_file():
         raise FileNotFoundError(f"The index of {folder} names {name!r}, which is not there.")
     return folder / name
@@ -109,10 +117,13 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.bin` file, mapped into memory; nothing in it is run."""
     try:
         # The oldest format is not a zip archive and cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+            raise TypeError("not a dictionary of tensors")
+        return tensors
     except Exception as error:
         raise ValueError(
-            f"{path} does not hold tensors alone ({type(error).__name__}); refusing to read it."
+            f"{path} is damaged or holds more than tensors ({type(error).__name__}); refusing to read it."
         ) from error
 
 
@@ -164,6 +175,12 @@ class ShardWriter:
             (self.folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
 
 
+def refuse_existing(target: Path) -> None:
+    """Raises `FileExistsError` if `target` exists and is not an empty folder."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise FileExistsError(f"{target} exists already: name another folder, or remove it first.")
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target`, which takes its name when all went well, and is removed if not.
@@ -171,8 +188,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: if `target` exists and is not an empty folder.
     """
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise FileExistsError(f"{target} exists already: name another folder, or remove it first.")
+    refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from rich.progress import track
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, GgufConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from ..model.configuration_variform import AUTO_MAP
+from ..model.configuration_variform import AUTO_MAP, one_of
 from . import FAMILIES, engine
-from .checkpoint import Checkpoint, ShardWriter, whole_folder
+from .checkpoint import Checkpoint, ShardWriter, inside, refuse_existing, whole_folder
 from .family import Family
 
 logger = logging.get_logger(__name__)
@@ -23,8 +24,9 @@ logger = logging.get_logger(__name__)
 # What is downloaded of a repo on the Hub: weights, configs, tokenizers; no code
 DOWNLOADED = ["*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "*.spm", "LICENSE*", "NOTICE*"]
 DOWNLOADED_WITHOUT_PICKLES = [pattern for pattern in DOWNLOADED if pattern != "*.bin"]
+VOCABULARIES = ["vocab*", "merges.txt", "*.model", "*.spm", "tokenizer.json"]
 # Files that come along as they are
-COPIED = ["preprocessor_config.json", "processor_config.json", "LICENSE*", "NOTICE*"]
+COPIED = ["preprocessor_config.json", "processor_config.json", "LICENSE*", "NOTICE*", *VOCABULARIES]
 
 
 def from_hf(
@@ -55,23 +57,20 @@ def from_hf(
             tensors or holds ones of another shape; nothing is filled in.
         FileNotFoundError: if there is no such folder or repo, or it has no weights.
     """
+    hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    hub["local_files_only"] = local_files_only
     if gguf_file is not None:
-        # The reader builds the native model itself
-        auto = getattr(transformers, auto_class) if isinstance(auto_class, str) else auto_class
-        hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        model_or_path = (auto or transformers.AutoModelForCausalLM).from_pretrained(
-            str(model_or_path), gguf_file=gguf_file, local_files_only=local_files_only, **hub
-        )
-    if isinstance(model_or_path, PreTrainedModel):
+        model_or_path = load_gguf(str(model_or_path), gguf_file, auto_class, hub)
+    if isinstance(model_or_path, torch.nn.Module):
         source = refuse_wrapped(model_or_path)
         config, generation = source.config, getattr(source, "generation_config", None)
         architecture, stored = type(source).__name__, source.state_dict()
-        read = stored.__getitem__
+        read: engine.Read = stored.__getitem__
     else:
-        folder = find_folder(model_or_path, revision, token, cache_dir, local_files_only)
+        folder = find_folder(model_or_path, **hub)
         config, generation = AutoConfig.from_pretrained(folder), read_generation_config(folder)
         checkpoint = Checkpoint(folder)
-        architecture = (config.architectures or [None])[0]
+        architecture = saved_architecture(config)
         stored, read = checkpoint.specs, checkpoint.__getitem__
     family = family_of(config)
     conversion = engine.inwards(family, config, family.auto_class_of(architecture, auto_class), stored, read)
@@ -81,6 +80,15 @@ def from_hf(
     if generation is not None and model.can_generate():
         model.generation_config = generation
     return model
+
+
+def load_gguf(source: str, gguf_file: str, auto_class: Any, hub: dict[str, Any]) -> PreTrainedModel:
+    """The native model of a GGUF file, which transformers' reader builds itself, here with its weights unpacked."""
+    name = getattr(auto_class, "__name__", auto_class) or "AutoModelForCausalLM"
+    unpacked = GgufConfig(dequantize=True)
+    return getattr(transformers, name).from_pretrained(
+        source, gguf_file=gguf_file, quantization_config=unpacked, **hub
+    )
 
 
 def to_hf(model: PreTrainedModel, model_type: str | None = None) -> PreTrainedModel:
@@ -119,7 +127,13 @@ class Converted(NamedTuple):
 
 
 def convert_folder(
-    source: str | Path, target: str | Path, *, to: str | None = None, auto_class: Any = None, **hub: Any
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str | None = None,
+    auto_class: Any = None,
+    show_progress: bool = False,
+    **hub: Any,
 ) -> Converted:
     """Converts a checkpoint on disk, shard by shard, with its tokenizer, generation config and processor.
 
@@ -130,43 +144,57 @@ def convert_folder(
         target: a folder that does not exist yet.
         to: the native family to convert to; default: to ours, or from ours to where the weights came from.
         auto_class: which head of a native source; default: as its config says.
+        show_progress: draw a bar while the tensors are written.
         hub: `revision token cache_dir local_files_only`.
 
     Raises:
         FileExistsError: if the target holds anything. Otherwise as in `from_hf` and `to_hf`.
     """
-    source, target = find_folder(source, **hub), Path(target)
+    target = Path(target)
+    refuse_existing(target)
+    source = find_folder(source, **hub)
     config = AutoConfig.from_pretrained(source)
-    is_ours = config.model_type in AUTO_MAP
-    if to is not None and not is_ours:
-        # From one native family to another goes through ours
-        with whole_folder(target) as temporary:
-            convert_folder(source, temporary / "variform", auto_class=auto_class)
-            converted = convert_folder(temporary / "variform", temporary / "native", to=to)
-            shutil.rmtree(temporary / "variform")
-            for path in (temporary / "native").iterdir():
-                path.rename(temporary / path.name)
-            (temporary / "native").rmdir()
-        return converted
+    if to is not None and config.model_type not in AUTO_MAP:
+        return convert_between(source, target, to=to, auto_class=auto_class, show_progress=show_progress)
     checkpoint = Checkpoint(source)
-    architecture = (config.architectures or [None])[0]
-    if is_ours:
-        name = auto_class_of_ours(architecture, config)
-        family = choose_family(config, name, to)
-        conversion = engine.outwards(family, config, name, checkpoint.specs, checkpoint.__getitem__)
-    else:
-        family = family_of(config)
-        name = family.auto_class_of(architecture, auto_class)
-        conversion = engine.inwards(family, config, name, checkpoint.specs, checkpoint.__getitem__)
+    conversion = plan_folder(checkpoint, config, to, auto_class)
     report_unused(conversion)
     with whole_folder(target) as temporary:
         writer = ShardWriter(temporary, conversion.specs, checkpoint.largest_file)
-        for tensor_name, tensor in conversion.run(checkpoint.__getitem__):
-            writer.add(tensor_name, tensor)
+        made, count = conversion.run(checkpoint.__getitem__), len(conversion.recipes)
+        for name, tensor in track(made, "Converting", count, transient=True, disable=not show_progress):
+            writer.add(name, tensor)
         writer.close()
         save_config(conversion, temporary)
         bring_along(source, temporary, config)
     return Converted(conversion.model_class.__name__, conversion.config, conversion.unused, writer.last + 1)
+
+
+def plan_folder(
+    checkpoint: Checkpoint, config: PreTrainedConfig, to: str | None, auto_class: Any
+) -> engine.Conversion:
+    """How a checkpoint becomes one of the other side."""
+    architecture = saved_architecture(config)
+    if config.model_type in AUTO_MAP:
+        name = auto_class_of_ours(architecture, config)
+        family = choose_family(config, name, to)
+        return engine.outwards(family, config, name, checkpoint.specs, checkpoint.__getitem__)
+    family = family_of(config)
+    name = family.auto_class_of(architecture, auto_class)
+    return engine.inwards(family, config, name, checkpoint.specs, checkpoint.__getitem__)
+
+
+def convert_between(source: Path, target: Path, *, to: str, **options: Any) -> Converted:
+    """From one native family to another: through ours, in a folder beside the target."""
+    family_of_type(to)
+    with whole_folder(target) as temporary:
+        convert_folder(source, temporary / "variform", **options)
+        converted = convert_folder(temporary / "variform", temporary / "native", to=to)
+        shutil.rmtree(temporary / "variform")
+        for path in (temporary / "native").iterdir():
+            path.rename(temporary / path.name)
+        (temporary / "native").rmdir()
+    return converted
 
 
 def save_config(conversion: engine.Conversion, folder: Path) -> None:
@@ -174,7 +202,8 @@ def save_config(conversion: engine.Conversion, folder: Path) -> None:
     config = conversion.config
     config.architectures = [conversion.model_class.__name__]
     dtypes = [spec.dtype for spec in conversion.specs.values() if spec.is_floating_point()]
-    config.dtype = max(set(dtypes), key=dtypes.count)
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.dtype = max(set(dtypes), key=dtypes.count)
     if config.model_type in AUTO_MAP:
         with torch.device("meta"):
             model = conversion.model_class(config)
@@ -188,9 +217,9 @@ def bring_along(source: Path, target: Path, config: PreTrainedConfig) -> None:
     if generation is not None:
         generation.save_pretrained(target)
     for pattern in COPIED:
-        for path in source.glob(pattern):
-            shutil.copyfile(path, target / path.name)
-    if any(source.glob("*token*")) or any(source.glob("vocab*")) or any(source.glob("*.model")):
+        for path in filter(Path.is_file, source.glob(pattern)):
+            shutil.copyfile(inside(source, path.name), target / path.name)
+    if any(path for pattern in VOCABULARIES for path in source.glob(pattern)):
         try:
             AutoTokenizer.from_pretrained(source, config=config).save_pretrained(target)
         except (ImportError, OSError, ValueError) as error:
@@ -264,21 +293,23 @@ def family_of(config: PreTrainedConfig) -> Family:
     """
     if config.model_type in AUTO_MAP:
         raise ValueError(f"This is a {config.model_type} already: load it with `AutoModel...from_pretrained`.")
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"`model_type={config.model_type!r}` is not one of {', '.join(sorted(FAMILIES))}.")
-    return FAMILIES[config.model_type]
+    return family_of_type(config.model_type)
+
+
+def family_of_type(model_type: str) -> Family:
+    """The family that transformers calls so. Raises `ValueError`, with the nearest name, if it is not one of ours."""
+    one_of("model_type", model_type, FAMILIES)
+    return FAMILIES[model_type]
 
 
 def choose_family(form: PreTrainedConfig, auto_class: str, model_type: str | None) -> Family:
     """The family that is asked for, that the weights came from, or the first one that can express the form."""
     model_type = model_type or (form.origin or {}).get("model_type")
     if model_type is not None:
-        if model_type not in FAMILIES:
-            raise ValueError(f"`model_type={model_type!r}` is not one of {', '.join(sorted(FAMILIES))}.")
-        family = FAMILIES[model_type]
+        family = family_of_type(model_type)
         if family.shape != form.model_type:
             raise ValueError(f"{model_type} is a {family.shape}, and this form a {form.model_type}.")
-        family.auto_class_of(None, auto_class)
+        family.auto_class_of("", auto_class)
         return family
     obstacles = []
     for family in FAMILIES.values():
@@ -291,7 +322,12 @@ def choose_family(form: PreTrainedConfig, auto_class: str, model_type: str | Non
     raise ValueError("\n".join(["No native family expresses this form:", *obstacles]))
 
 
-def auto_class_of_ours(architecture: str | None, config: PreTrainedConfig) -> str:
+def saved_architecture(config: PreTrainedConfig) -> str:
+    """The class that a saved config names; empty where it names none."""
+    return config.architectures[0] if config.architectures else ""
+
+
+def auto_class_of_ours(architecture: str, config: PreTrainedConfig) -> str:
     """The Auto class of one of our classes.
 
     Raises:
@@ -308,7 +344,11 @@ def refuse_wrapped(model: PreTrainedModel) -> PreTrainedModel:
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("The model holds LoRA adapters: call `merge_and_unload()` on the PEFT model first.")
     if getattr(model, "hf_quantizer", None) is not None:
-        raise ValueError("The model is quantised: load it in a floating-point dtype, or call `dequantize()` first.")
+        raise ValueError(
+            "The model is quantised: load it in a floating-point dtype, or give `from_hf` the folder and `gguf_file=`."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{type(model).__name__} is not a transformers model: hand in the one that it wraps.")
     return model
 
 

@@ -126,8 +126,13 @@ def inwards(
     resolved |= {name: name for name in absent}
     moves, unmatched = plan(family.table(form, auto_class), resolved, outwards=False)
     taken = {resolved[name] for move in moves for name in move.sources}
+    idle = family.idle_tensors(auto_class, unmatched)
     for name in unmatched:
-        if resolved[name] not in taken and name not in absent:
+        if resolved[name] in taken or name in absent:
+            continue
+        if name in idle:
+            unused.append(resolved[name])
+        else:
             check_computed(family, name, given, read(resolved[name]))
 
     recipes, untied = gather(moves, resolved, Blueprint(our_class, form))
@@ -160,6 +165,8 @@ def outwards(
         if name not in written
     }
     moves += [Move((name,), (name,), lambda tensors: tensors) for name in given]
+    for name, read_instead in family.idle_tensors(auto_class, blueprint.specs).items():
+        moves += [move._replace(targets=(name,)) for move in moves if move.targets == (read_instead,)]
     recipes, _ = gather(moves, {**resolved, **{name: name for name in given}}, blueprint)
     specs = check_shapes(recipes, blueprint, {**given, **stored})
     return Conversion(foreign_class, foreign, recipes, specs, given, unused)

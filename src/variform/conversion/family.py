@@ -1,13 +1,15 @@
 """What a family file says, and the two directions of its config map."""
 
+import copy
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -48,6 +50,10 @@ TRAINING_FIELDS = frozenset(
         "initializer_range",
         "use_cache",
     ]
+)
+# Ours that may be given as whole numbers
+REAL_FIELDS = frozenset(
+    f.name for f in fields(configuration_variform.VariformStackConfig) if float in get_args(f.type)
 )
 LANGUAGE_MODELS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 POOLED = ("AutoModelForSequenceClassification", "AutoModelForMultipleChoice")
@@ -101,6 +107,8 @@ class Family:
         prefix: what a headed class puts before the names of the base model's tensors.
         heads: {Auto class: the foreign class}.
         computed: {template of a foreign name: the foreign config -> what the tensor must hold}.
+        idle: {foreign name: the one it is tied to}, of tensors that nothing reads where they are not tied: they come in
+            as unused and go out as copies.
         ignored: patterns of tensors that old checkpoints carry and nothing reads.
     """
 
@@ -117,6 +125,7 @@ class Family:
     inert: frozenset[str] = frozenset()
     in_training: frozenset[str] = frozenset()
     computed: Mapping[str, Callable[[PreTrainedConfig], torch.Tensor]] = field(default_factory=dict)
+    idle: Mapping[str, str] = field(default_factory=dict)
     ignored: Sequence[str] = ()
 
     @property
@@ -149,20 +158,26 @@ class Family:
             if pattern.fullmatch(name.removeprefix(prefix))
         }
 
+    def idle_tensors(self, auto_class: str, names: Iterable[str]) -> dict[str, str]:
+        """{name: the tensor that is copied into it}, of those among `names` that the foreign class never reads."""
+        prefixes = {"", self.prefix_of(auto_class)}
+        idle = {prefix + name: prefix + read for name, read in self.idle.items() for prefix in prefixes}
+        return {name: idle[name] for name in names if name in idle}
+
     def foreign_class(self, auto_class: str) -> type[PreTrainedModel]:
         return getattr(transformers, self.heads[auto_class].foreign)
 
     def our_class(self, auto_class: str) -> type[PreTrainedModel]:
         return getattr(modeling_variform, AUTO_MAP[self.shape][auto_class].split(".")[1])
 
-    def auto_class_of(self, architecture: str | None, asked: Any = None) -> str:
+    def auto_class_of(self, architecture: str, asked: Any = None) -> str:
         """The Auto class of a foreign class, by its name; or the one that is asked for.
 
         Raises:
             ValueError: if the class is not known, or the family has no such head.
         """
         known = {head.foreign: auto_class for auto_class, head in self.heads.items()}
-        name: str | None = known.get(architecture or "")
+        name: str | None = known.get(architecture)
         if asked is not None:
             name = getattr(asked, "__name__", str(asked))
         if name is not None and name in self.heads:
@@ -213,14 +228,19 @@ class Family:
         Raises:
             ValueError: if the family cannot express the form, naming the field.
         """
-        foreign = self._written(form)
-        self._check_expressed(form, foreign, auto_class)
+        try:
+            foreign = self._written(form)
+            differences = self._differences(form, foreign, auto_class)
+        except (ValueError, StrictDataclassError) as error:
+            # No config of the foreign class comes near
+            raise ValueError(f"{self.model_type} cannot express this form: {error}") from error
+        self._check_expressed(form, differences, auto_class)
         origin = dict(form.origin or {})
         if origin.pop("model_type", None) == self.model_type:
             for name, value in origin.items():
                 # What the form has not decided since stays as it was
                 kept = self._written(form, **{name: value})
-                if self._differences(form, kept, auto_class) == self._differences(form, foreign, auto_class):
+                if self._differences(form, kept, auto_class) == differences:
                     setattr(foreign, name, value)
         foreign.architectures = [self.heads[auto_class].foreign]
         return foreign
@@ -228,9 +248,9 @@ class Family:
     def _written(self, form: PreTrainedConfig, **overrides: Any) -> PreTrainedConfig:
         values: dict[str, Any] = {}
         for ours, name in self.same.items():
-            values.setdefault(name, get_field(form, ours))
+            values.setdefault(name, plain_value(form, ours))
         values |= {name: getattr(form, name) for name in SPECIAL_IDS}
-        foreign = self.config_class(**(values | self.write(form) | overrides))
+        foreign = self.config_class(**copy.deepcopy(values | self.write(form) | overrides))
         copy_platform_fields(form, foreign)
         return foreign
 
@@ -248,8 +268,8 @@ class Family:
             and auto_class in READERS.get(name.rpartition(".")[2], (auto_class,))
         }
 
-    def _check_expressed(self, form: PreTrainedConfig, foreign: PreTrainedConfig, auto_class: str) -> None:
-        for name, value in self._differences(form, foreign, auto_class).items():
+    def _check_expressed(self, form: PreTrainedConfig, differences: Mapping[str, Any], auto_class: str) -> None:
+        for name, value in differences.items():
             wanted = get_field(form, name)
             if name.rpartition(".")[2] in TRAINING_FIELDS:
                 logger.warning(
@@ -275,6 +295,16 @@ def get_field(form: PreTrainedConfig, name: str) -> Any:
     for part in name.split("."):
         form = getattr(form, part)
     return form
+
+
+def plain_value(form: PreTrainedConfig, name: str) -> Any:
+    """The value of a field in the type that foreign configs insist on; where there is none, the nearest, which is refused when
+    it is compared."""
+    value = get_field(form, name)
+    if isinstance(value, list):
+        return {*value} == {*"qkvo"}  # biases on some projections
+    is_real = name.rpartition(".")[2] in REAL_FIELDS
+    return float(value) if is_real and value is not None else value
 
 
 def comparable(form: PreTrainedConfig) -> dict[str, Any]:
@@ -340,8 +370,23 @@ def patterns(foreign: PreTrainedConfig) -> list[str]:
     return next(layers[:n] for n in range(1, len(layers) + 1) if layers == (layers[:n] * len(layers))[: len(layers)])
 
 
+def ropes(foreign: PreTrainedConfig) -> dict[str, Any]:
+    """The rope parameters of a class that turns whole heads: it passes over `partial_rotary_factor`, which ours heeds.
+
+    The "proportional" rope alone reads it, and turns whole heads with it.
+    """
+
+    def whole(parameters: dict[str, Any]) -> dict[str, Any]:
+        if all(isinstance(value, dict) for value in parameters.values()):
+            return {layer_type: whole(inner) for layer_type, inner in parameters.items()}
+        is_read = parameters.get("rope_type") == "proportional"
+        return {name: value for name, value in parameters.items() if is_read or name != "partial_rotary_factor"}
+
+    return whole(foreign.rope_parameters)
+
+
 def copy_platform_fields(source: PreTrainedConfig, target: PreTrainedConfig) -> None:
     """Labels, problem type, dtype and `use_cache`: what all configs share."""
     for name in PLATFORM_FIELDS:
         if hasattr(source, name) and hasattr(target, name):
-            setattr(target, name, getattr(source, name))
+            setattr(target, name, copy.deepcopy(getattr(source, name)))

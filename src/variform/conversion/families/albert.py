@@ -51,13 +51,12 @@ FAMILY = replace(
         "AutoModel": Head("AlbertModel"),
         "AutoModelForMaskedLM": Head(
             "AlbertForMaskedLM",
-            bert.masked_lm_rows(
-                "predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias"
-            ),
+            bert.masked_lm_rows("predictions.dense", "predictions.LayerNorm", "predictions.decoder"),
         ),
         "AutoModelForSequenceClassification": Head("AlbertForSequenceClassification", bert.CLASSIFIER),
         "AutoModelForTokenClassification": Head("AlbertForTokenClassification", bert.CLASSIFIER),
         "AutoModelForQuestionAnswering": Head("AlbertForQuestionAnswering", bert.ANSWERS),
         "AutoModelForMultipleChoice": Head("AlbertForMultipleChoice", bert.CLASSIFIER),
     },
+    idle={"predictions.bias": "predictions.decoder.bias"},
 )

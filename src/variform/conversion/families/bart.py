@@ -101,4 +101,5 @@ FAMILY = Family(
         "AutoModelForSeq2SeqLM": Head("BartForConditionalGeneration", LANGUAGE_MODEL),
     },
     computed={"final_logits_bias": zeros},
+    idle={"shared.weight": "encoder.embed_tokens.weight"},
 )

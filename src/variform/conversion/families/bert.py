@@ -69,13 +69,12 @@ def rows(form) -> list[Row]:
     ]
 
 
-def masked_lm_rows(dense: str, norm: str, decoder: str, bias: str) -> list[Row]:
+def masked_lm_rows(dense: str, norm: str, decoder: str) -> list[Row]:
     """The head of BERT and its relatives, by the names that its parts have there."""
     return [
         Row(f"{dense}.{{p}}", "head_transform.dense.{p}"),
         Row(f"{norm}.{{p}}", "head_transform.norm.{p}"),
-        Row(f"{decoder}.weight", "lm_head.weight"),
-        Row(bias, "lm_head.bias"),
+        Row(f"{decoder}.{{p}}", "lm_head.{p}"),
     ]
 
 
@@ -100,7 +99,6 @@ FAMILY = Family(
                 "cls.predictions.transform.dense",
                 "cls.predictions.transform.LayerNorm",
                 "cls.predictions.decoder",
-                "cls.predictions.bias",
             ),
         ),
         "AutoModelForSequenceClassification": Head("BertForSequenceClassification", CLASSIFIER),
@@ -108,5 +106,6 @@ FAMILY = Family(
         "AutoModelForQuestionAnswering": Head("BertForQuestionAnswering", ANSWERS),
         "AutoModelForMultipleChoice": Head("BertForMultipleChoice", CLASSIFIER),
     },
+    idle={"cls.predictions.bias": "cls.predictions.decoder.bias"},
     ignored=(POSITION_IDS,),
 )

@@ -54,7 +54,7 @@ FAMILY = Family(
         "AutoModel": Head("DistilBertModel"),
         "AutoModelForMaskedLM": Head(
             "DistilBertForMaskedLM",
-            bert.masked_lm_rows("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
+            bert.masked_lm_rows("vocab_transform", "vocab_layer_norm", "vocab_projector"),
         ),
         "AutoModelForSequenceClassification": Head("DistilBertForSequenceClassification", POOLED_ROWS, fixed=POOLED),
         "AutoModelForTokenClassification": Head("DistilBertForTokenClassification", bert.CLASSIFIER),

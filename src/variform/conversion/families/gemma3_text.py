@@ -7,9 +7,9 @@ from ..family import Head, patterns
 from ..tables import Row
 from . import llama
 
-SAME = {ours: name for ours, name in llama.SAME.items() if ours not in ("mlp_bias", "hidden_act", "rope_parameters")}
+SAME = {ours: name for ours, name in llama.SAME.items() if ours not in ("mlp_bias", "hidden_act")}
 SAME |= {"hidden_act": "hidden_activation", "final_logit_softcapping": "final_logit_softcapping"}
-FIXED: dict[str, Any] = llama.FIXED | {
+FIXED: dict[str, Any] = {
     "embedding_scale": "sqrt",
     "norm_placement": "sandwich",
     "norm_unit_offset": True,
@@ -18,18 +18,14 @@ FIXED: dict[str, Any] = llama.FIXED | {
 
 
 def read(foreign) -> dict[str, Any]:
-    return {
-        "attention_patterns": patterns(foreign),
-        "attention_scale": foreign.query_pre_attn_scalar**-0.5,
-        "rope_parameters": foreign.rope_parameters,
-    }
+    scale = foreign.query_pre_attn_scalar**-0.5
+    return llama.read(foreign) | {"attention_patterns": patterns(foreign), "attention_scale": scale}
 
 
 def write(form) -> dict[str, Any]:
-    scalar = round(form.attention_scale**-2, 9) if form.attention_scale else form.head_dim
-    values = {
+    values = llama.write(form) | {
         "layer_types": form.layer_types,
-        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "query_pre_attn_scalar": max(1, round(form.attention_scale**-2)) if form.attention_scale else form.head_dim,
         "rope_parameters": {name: form.rope_parameters_of(name) for name in ("full_attention", "sliding_attention")},
     }
     return values if form.sliding_window is None else values | {"sliding_window": form.sliding_window}

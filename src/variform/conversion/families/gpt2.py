@@ -28,10 +28,12 @@ FIXED: dict[str, Any] = {
 
 
 def read(foreign) -> dict[str, Any]:
+    # What a token classifier drops out where its config does not say
+    dropout = getattr(foreign, "classifier_dropout", None)
     return {
         "intermediate_size": foreign.n_inner or 4 * foreign.n_embd,
         "attention_scale": None if foreign.scale_attn_weights else 1.0,
-        "classifier_dropout": getattr(foreign, "classifier_dropout", None) or 0.1,
+        "classifier_dropout": 0.1 if dropout is None else dropout,
     }
 
 

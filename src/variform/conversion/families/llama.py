@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..family import Family, Head
+from ..family import Family, Head, ropes
 from ..tables import Row
 
 SAME = {
@@ -14,7 +14,6 @@ SAME = {
     "num_key_value_heads": "num_key_value_heads",
     "head_dim": "head_dim",
     "max_position_embeddings": "max_position_embeddings",
-    "rope_parameters": "rope_parameters",
     "norm_eps": "rms_norm_eps",
     "hidden_act": "hidden_act",
     "attention_bias": "attention_bias",
@@ -23,8 +22,17 @@ SAME = {
     "initializer_range": "initializer_range",
     "tie_word_embeddings": "tie_word_embeddings",
 }
-# What a token classifier drops out where its config does not say
-FIXED: dict[str, Any] = {"classifier_dropout": 0.1}
+
+
+def read(foreign) -> dict[str, Any]:
+    # What a token classifier drops out where its config does not say
+    dropout = getattr(foreign, "classifier_dropout", None)
+    return {"rope_parameters": ropes(foreign), "classifier_dropout": 0.1 if dropout is None else dropout}
+
+
+def write(form) -> dict[str, Any]:
+    values = {"rope_parameters": form.rope_parameters_of(form.layer_types[0])}
+    return values if form.classifier_dropout == 0.1 else values | {"classifier_dropout": form.classifier_dropout}
 
 
 def rows(form) -> list[Row]:
@@ -41,8 +49,12 @@ def rows(form) -> list[Row]:
     ]
 
 
-def heads(name: str) -> dict[str, Head]:
-    """The classes of Llama and its relatives, which are called the same but for the family's name."""
+def heads(name: str, answers: str = "transformer.") -> dict[str, Head]:
+    """The classes of Llama and its relatives, which are called the same but for the family's name.
+
+    Args:
+        answers: what stands before the names of the base model's tensors in the class that answers questions.
+    """
     return {
         "AutoModel": Head(f"{name}Model"),
         "AutoModelForCausalLM": Head(f"{name}ForCausalLM", [Row("lm_head.weight", "lm_head.weight")]),
@@ -55,7 +67,7 @@ def heads(name: str) -> dict[str, Head]:
             f"{name}ForTokenClassification", [Row("score.{p}", "classifier.out_proj.{p}")]
         ),
         "AutoModelForQuestionAnswering": Head(
-            f"{name}ForQuestionAnswering", [Row("qa_outputs.{p}", "qa_outputs.{p}")], prefix="transformer."
+            f"{name}ForQuestionAnswering", [Row("qa_outputs.{p}", "qa_outputs.{p}")], prefix=answers
         ),
     }
 
@@ -64,7 +76,9 @@ FAMILY = Family(
     model_type="llama",
     shape="variform_decoder",
     same=SAME,
-    fixed=FIXED,
+    fixed={},
+    read=read,
+    write=write,
     inert=frozenset({"pretraining_tp"}),
     rows=rows,
     prefix="model.",

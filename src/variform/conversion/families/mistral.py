@@ -8,11 +8,11 @@ from . import llama
 
 def read(foreign) -> dict[str, Any]:
     window = foreign.sliding_window
-    return {"attention_patterns": ["full" if window is None else f"sliding_window:{window}"]}
+    return llama.read(foreign) | {"attention_patterns": ["full" if window is None else f"sliding_window:{window}"]}
 
 
 def write(form) -> dict[str, Any]:
-    return {"sliding_window": form.sliding_window}
+    return llama.write(form) | {"sliding_window": form.sliding_window}
 
 
 FAMILY = replace(
@@ -21,5 +21,5 @@ FAMILY = replace(
     same={ours: name for ours, name in llama.SAME.items() if ours not in ("attention_bias", "mlp_bias")},
     read=read,
     write=write,
-    heads=llama.heads("Mistral"),
+    heads=llama.heads("Mistral", answers="model."),
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..family import Family, Head, patterns
+from ..family import Family, Head, patterns, ropes
 from ..tables import Row
 
 SAME = {
@@ -39,7 +39,7 @@ POOLING = {"cls": "first", "mean": "mean"}
 def read(foreign) -> dict[str, Any]:
     return {
         "attention_patterns": patterns(foreign),
-        "rope_parameters": foreign.rope_parameters,
+        "rope_parameters": ropes(foreign),
         "classifier_pooling": POOLING[foreign.classifier_pooling],
     }
 

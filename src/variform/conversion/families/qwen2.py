@@ -8,21 +8,26 @@ from . import llama
 
 
 def read(foreign) -> dict[str, Any]:
-    return {"attention_patterns": patterns(foreign)}
+    # Read by the class, though its config does not declare it
+    head_dim = getattr(foreign, "head_dim", None)
+    return llama.read(foreign) | {"attention_patterns": patterns(foreign), "head_dim": head_dim}
 
 
 def write(form) -> dict[str, Any]:
     window = form.sliding_window
-    return {"layer_types": form.layer_types, "sliding_window": window, "use_sliding_window": window is not None}
+    windows = {"layer_types": form.layer_types, "sliding_window": window, "use_sliding_window": window is not None}
+    is_usual = form.head_dim * form.num_attention_heads == form.hidden_size
+    return llama.write(form) | windows | ({} if is_usual else {"head_dim": form.head_dim})
 
 
 FAMILY = replace(
     llama.FAMILY,
     model_type="qwen2",
     same={ours: name for ours, name in llama.SAME.items() if ours not in ("attention_bias", "mlp_bias", "head_dim")},
-    fixed=llama.FIXED | {"attention_bias": ["q", "k", "v"]},
+    fixed={"attention_bias": ["q", "k", "v"]},
     read=read,
     write=write,
-    inert=frozenset({"max_window_layers"}),  # `layer_types` says it layer by layer
+    # `layer_types` says it layer by layer
+    inert=frozenset({"max_window_layers", "use_sliding_window", "sliding_window"}),
     heads=llama.heads("Qwen2"),
 )

@@ -8,6 +8,6 @@ FAMILY = replace(
     qwen2.FAMILY,
     model_type="qwen3",
     same={ours: name for ours, name in llama.SAME.items() if ours != "mlp_bias"},
-    fixed=llama.FIXED | {"qk_norm": "head"},
+    fixed={"qk_norm": "head"},
     heads=llama.heads("Qwen3"),
 )

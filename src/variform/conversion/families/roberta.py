@@ -8,15 +8,25 @@ from ..tables import Row
 from . import bert
 
 
+def first_row(config) -> int:
+    """The row of the first position: those up to the padding id's hold none.
+
+    Raises:
+        ValueError: if there is no padding id.
+    """
+    if config.pad_token_id is None:
+        raise ValueError("roberta: `pad_token_id=None` leaves its first position undefined; set it.")
+    return config.pad_token_id + 1
+
+
 def read(foreign) -> dict[str, Any]:
-    # The rows up to the padding id hold no position
-    offset = foreign.pad_token_id + 1
+    offset = first_row(foreign)
     positions = {"position_offset": offset, "max_position_embeddings": foreign.max_position_embeddings - offset}
     return bert.read(foreign) | positions
 
 
 def write(form) -> dict[str, Any]:
-    return bert.write(form) | {"max_position_embeddings": form.max_position_embeddings + form.position_offset}
+    return bert.write(form) | {"max_position_embeddings": form.max_position_embeddings + first_row(form)}
 
 
 CLASSIFIER = [
@@ -36,11 +46,12 @@ FAMILY = replace(
         "AutoModel": Head("RobertaModel"),
         "AutoModelForMaskedLM": Head(
             "RobertaForMaskedLM",
-            bert.masked_lm_rows("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias"),
+            bert.masked_lm_rows("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder"),
         ),
         "AutoModelForSequenceClassification": Head("RobertaForSequenceClassification", CLASSIFIER),
         "AutoModelForTokenClassification": Head("RobertaForTokenClassification", bert.CLASSIFIER),
         "AutoModelForQuestionAnswering": Head("RobertaForQuestionAnswering", bert.ANSWERS),
         "AutoModelForMultipleChoice": Head("RobertaForMultipleChoice", bert.CLASSIFIER),
     },
+    idle={"lm_head.bias": "lm_head.decoder.bias"},
 )

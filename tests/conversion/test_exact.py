@@ -1,0 +1,412 @@
+"""Every family and head, over seeded random configs: Variform computes what transformers' own class computes.
+
+All is float32 with weights drawn wide, and batches are padded; a difference is measured against the largest entry of what
+it is compared with. A failure prints the native config and the form as YAML, with the seed. More seeds:
+`VARIFORM_SEEDS=20 pytest tests/conversion/test_exact.py` takes 20 of each language model and 5 of each other class.
+"""
+
+import copy
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from native_models import COUNT_SLOTS, FIRST_REGULAR_ID, GROWING_ROPES, random_config, random_fields, random_model
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
+
+from variform.conversion import FAMILIES
+from variform.conversion.convert import from_hf, to_hf
+from variform.conversion.engine import inwards
+from variform.conversion.family import BOOKKEEPING, LANGUAGE_MODELS, POOLED
+
+TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-4
+SEEDS = int(os.environ.get("VARIFORM_SEEDS", "4"))
+LENGTHS = torch.tensor([13, 8, 3, 5])  # real tokens of each row
+TARGET_LENGTHS = torch.tensor([2, 9, 6, 4])
+QUESTIONS, CHOICES = "AutoModelForQuestionAnswering", "AutoModelForMultipleChoice"
+SEQ2SEQ = "variform_encoder_decoder"
+
+
+class Case(NamedTuple):
+    """One native class with one random config."""
+
+    model_type: str
+    auto_class: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{FAMILIES[self.model_type].heads[self.auto_class].foreign}-{self.seed}"
+
+    @property
+    def shape(self) -> str:
+        return FAMILIES[self.model_type].shape
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        config = random_config(self.model_type, self.seed)
+        if self.auto_class == QUESTIONS:
+            config.num_labels = 2  # a start and an end
+        return config
+
+
+def all_cases() -> list[Case]:
+    cases = []
+    for family in FAMILIES.values():
+        for number, auto_class in enumerate(family.heads):
+            is_main = auto_class in LANGUAGE_MODELS
+            first, count = (0, SEEDS) if is_main else (number, (SEEDS + 3) // 4)
+            cases += [Case(family.model_type, auto_class, seed) for seed in range(first, first + count)]
+    return cases
+
+
+def sides(case: Case) -> list[str]:
+    """Where the padding may stand: classifiers that natively read the first slot must find the first token there."""
+    is_pooled = case.auto_class in POOLED and case.shape == "variform_encoder"
+    return ["right"] if is_pooled and getattr(case.config, "classifier_pooling", "cls") == "cls" else ["right", "left"]
+
+
+CASES = all_cases()
+CACHED = [
+    case for case in CASES if case.shape != "variform_encoder" and case.auto_class in ("AutoModel", *LANGUAGE_MODELS)
+]
+MAIN = [case for case in CASES if case.auto_class in LANGUAGE_MODELS]
+GENERATING = [case for case in CACHED if case in MAIN]
+
+
+class Pair(NamedTuple):
+    """A native model, and ours with its weights."""
+
+    native: PreTrainedModel
+    ours: PreTrainedModel
+
+
+@cache
+def build(case: Case) -> Pair:
+    family = FAMILIES[case.model_type]
+    native = random_model(family.foreign_class(case.auto_class), case.config, case.seed)
+    return Pair(native, from_hf(native))
+
+
+def as_yaml(config: PreTrainedConfig) -> str:
+    """What a config says beyond the defaults."""
+    values = config.to_diff_dict()
+    values |= {name: getattr(config, name).to_diff_dict() for name in ("encoder", "decoder") if name in values}
+    return yaml.safe_dump(values)
+
+
+@pytest.fixture
+def pair(case: Case) -> Pair:
+    """The models of a case, of the test's own: some change with the texts they have seen (dynamic rope)."""
+    print(f"seed {case.seed}, native config:\n{as_yaml(case.config)}")
+    models = copy.deepcopy(build(case))
+    print(f"form:\n{as_yaml(models.ours.config)}")
+    return models
+
+
+def padding_mask(lengths: torch.Tensor, side: str) -> torch.Tensor:
+    """`(batch, seq)`: 1 for the real tokens of `lengths`, with the padding on the given side; all 1 for "none"."""
+    slots = torch.arange(int(lengths.max()))
+    mask = (slots < lengths[:, None]).long()
+    return {"right": mask, "left": mask.flip(1), "none": torch.ones_like(mask)}[side]
+
+
+def random_ids(mask: torch.Tensor, vocab_size: int, padding: int) -> torch.Tensor:
+    return torch.randint(FIRST_REGULAR_ID, vocab_size, mask.shape).where(mask.bool(), torch.tensor(padding))
+
+
+class Batch(NamedTuple):
+    """What the native model and ours are given, which differ in positions alone, and which tokens are real."""
+
+    native: dict[str, torch.Tensor]
+    ours: dict[str, torch.Tensor]
+    real: torch.Tensor
+
+
+def make_batch(case: Case, side: str) -> Batch:
+    """A padded batch. Padded left, the native class is told positions counted over the real tokens; where it cannot be
+    told, ours is told its slots."""
+    config, mask = case.config, padding_mask(LENGTHS, side)
+    inputs = {"input_ids": random_ids(mask, config.vocab_size, config.pad_token_id), "attention_mask": mask}
+    if getattr(config, "type_vocab_size", 0):
+        inputs["token_type_ids"] = torch.randint(config.type_vocab_size, mask.shape)
+    if case.auto_class == CHOICES:
+        inputs = {name: tensor.view(2, 2, -1) for name, tensor in inputs.items()}
+    if case.shape == SEQ2SEQ:
+        targets = padding_mask(TARGET_LENGTHS, "right").bool()
+        vocab_size = getattr(config, "decoder_vocab_size", config.vocab_size)
+        if case.auto_class == "AutoModel":
+            inputs["decoder_input_ids"] = random_ids(torch.ones_like(targets), vocab_size, 0)
+        else:
+            inputs["labels"] = random_ids(targets, vocab_size, -100)
+    else:
+        inputs |= make_labels(case, inputs["input_ids"], mask.bool())
+    native, ours = dict(inputs), dict(inputs)
+    if side == "left":
+        counted = (mask.cumsum(-1) - 1).clamp(min=0)
+        if case.model_type in COUNT_SLOTS:
+            ours["position_ids"] = torch.arange(mask.shape[1])[None]
+        elif case.shape != SEQ2SEQ:
+            # RoBERTa's are the rows of its table
+            first = config.pad_token_id + 1 if case.model_type == "roberta" else 0
+            native["position_ids"] = (counted + first).view(inputs["input_ids"].shape)
+    return Batch(native, ours, mask.bool())
+
+
+def make_labels(case: Case, input_ids: torch.Tensor, real: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Labels of an encoder's or a decoder's head; -100 for padding."""
+    config, nothing, head = case.config, torch.tensor(-100), case.auto_class.removeprefix("AutoModel")
+    if head == "ForMaskedLM":
+        return {"labels": random_ids(real & (torch.rand(real.shape) < 0.5), config.vocab_size, -100)}
+    if head == "ForCausalLM":
+        # What stands before the first real token is padding, whose states are nobody's
+        return {"labels": input_ids.where(real & (real.cumsum(-1) > 1), nothing)}
+    if head == "ForTokenClassification":
+        return {"labels": torch.randint(config.num_labels, real.shape).where(real, nothing)}
+    if head == "ForMultipleChoice":
+        return {"labels": torch.randint(2, (2,))}
+    if head == "ForSequenceClassification":
+        size = (len(real), config.num_labels)
+        if config.problem_type == "regression":
+            return {"labels": torch.randn(size)}
+        if config.problem_type == "multi_label_classification":
+            return {"labels": torch.randint(2, size).float()}
+        return {"labels": torch.randint(config.num_labels, (len(real),))}
+    if head == "ForQuestionAnswering" and real.all():
+        # The native loss reads the logits of padding too, which are nobody's
+        return {name: torch.randint(real.shape[1], (len(real),)) for name in ("start_positions", "end_positions")}
+    return {}
+
+
+def assert_same(
+    ours: torch.Tensor,
+    native: torch.Tensor,
+    name: str,
+    scale: torch.Tensor | None = None,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Equal within `tolerance` of the largest entry of `scale`; default: of the native tensor."""
+    assert ours.shape == native.shape, name
+    size = (native if scale is None else scale).abs().max()
+    assert size > 0, f"{name}: nothing to compare"
+    error = ((ours - native).abs().max() / size).item()
+    assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+def result_of(output: Any, auto_class: str) -> torch.Tensor:
+    """What a class computes: logits, or the last hidden states of a base model."""
+    if auto_class == QUESTIONS:
+        return torch.stack((output.start_logits, output.end_logits), dim=-1)
+    return output.last_hidden_state if auto_class == "AutoModel" else output.logits
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_four_seeds_reach_both_values_of_every_switch(model_type):
+    drawn = [random_fields(model_type, seed) for seed in range(4)]
+    switches = {name for fields in drawn for name, value in fields.items() if isinstance(value, bool)}
+    for name in switches:
+        assert len({fields.get(name) for fields in drawn}) == 2, name
+
+
+@pytest.mark.parametrize(("case", "side"), [(case, side) for case in CASES for side in sides(case)], ids=str)
+@torch.no_grad()
+def test_outputs_and_loss(case, pair, side):
+    batch = make_batch(case, side)
+    expected = pair.native(**batch.native, output_hidden_states=True)
+    output = pair.ours(**batch.ours, output_hidden_states=True)
+
+    real = {"": batch.real}
+    if case.shape == SEQ2SEQ:
+        targets = padding_mask(TARGET_LENGTHS, "right" if "labels" in batch.ours else "none")
+        real = {"encoder_": batch.real, "decoder_": targets.bool()}
+    for stack, is_real in real.items():
+        pairs = zip(output[f"{stack}hidden_states"], expected[f"{stack}hidden_states"], strict=True)
+        for layer, (states, native_states) in enumerate(pairs):
+            assert_same(states[is_real], native_states[is_real], f"{stack}hidden_states[{layer}]")
+    native_result, result = result_of(expected, case.auto_class), result_of(output, case.auto_class)
+    if case.auto_class in POOLED:
+        is_real = slice(None)
+    assert_same(result[is_real], native_result[is_real], "result")
+    if "pooler_output" in expected and side == "right":
+        assert_same(output.pooler_output, expected.pooler_output, "pooler_output")
+    assert ("loss" in expected) == ("loss" in output)
+    if "loss" in expected:
+        assert_same(output.loss, expected.loss, "loss", scale=native_result)
+
+
+def trained_side(case: Case) -> str:
+    """Where the padding stands: left wherever all that is differentiated has a native counterpart there."""
+    if case.auto_class == QUESTIONS:
+        return "none"
+    has_pooler = case.auto_class == "AutoModel" and case.shape == "variform_encoder"
+    return "right" if has_pooler else sides(case)[-1]
+
+
+def yardstick(name: str, case: Case) -> str:
+    """Whose gradient to measure a gradient by: its own, but for a bias that shifts all alike that a softmax compares (keys,
+    choices, positions of an answer), whose gradient is rounding."""
+    if name.endswith("k_proj.bias"):
+        return name.replace("k_proj", "q_proj")
+    if case.auto_class in (QUESTIONS, CHOICES) and not name.startswith("model."):
+        return name.replace("bias", "weight")
+    return name
+
+
+def objective(output: Any, case: Case, real: torch.Tensor) -> torch.Tensor:
+    """What is differentiated: the loss, or a fixed combination of all that a base model gives out."""
+    if case.auto_class != "AutoModel":
+        return output.loss
+    states = output.last_hidden_state if case.shape == SEQ2SEQ else output.last_hidden_state[real]
+    total = states.sum(dim=-2).cos().sum()
+    return total + output.pooler_output.sum() if "pooler_output" in output else total
+
+
+def gradients_by_our_names(case: Case, native: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The gradients of a native model, gone the way of its weights."""
+    tensors = native.state_dict(keep_vars=True)
+
+    def gradient(name: str) -> torch.Tensor:
+        grad = tensors[name].grad
+        return torch.zeros_like(tensors[name]) if grad is None else grad
+
+    weights = native.state_dict()
+    conversion = inwards(FAMILIES[case.model_type], case.config, case.auto_class, weights, weights.__getitem__)
+    return dict(conversion.run(gradient))
+
+
+TRAINED = [(case, training) for case in CASES for training in ([False, True] if case in MAIN else [False])]
+
+
+@pytest.mark.parametrize(("case", "training"), TRAINED, ids=str)
+def test_gradients(case, pair, training):
+    """In training a language model's loss is taken chunk by chunk, without logits; without dropout it is the same loss."""
+    native, ours = pair.native.train(training), pair.ours.train(training)
+    batch = make_batch(case, trained_side(case))
+    expected, output = native(**batch.native), ours(**batch.ours)
+    objective(expected, case, batch.real).backward()
+    objective(output, case, batch.real).backward()
+
+    if training:
+        assert output.logits is None
+        assert_same(output.loss, expected.loss, "loss", scale=expected.logits)
+    native_gradients = gradients_by_our_names(case, native)
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert gradients.keys() == native_gradients.keys()
+    for name, gradient in native_gradients.items():
+        scale = native_gradients[yardstick(name, case)]
+        assert_same(gradients[name], gradient, name, scale, GRADIENT_TOLERANCE)
+
+
+Step = Callable[..., Any]
+
+
+def decode(step: Step, length: int, auto_class: str) -> torch.Tensor:
+    """What a model computes through its cache: four tokens at once, then one by one."""
+    outputs = [step(0, 4, use_cache=True)]
+    for start in range(4, length):
+        outputs.append(step(start, start + 1, past_key_values=outputs[-1].past_key_values, use_cache=True))
+    return torch.cat([result_of(output, auto_class) for output in outputs], dim=1)
+
+
+def decoder_steps(case: Case, pair: Pair) -> tuple[Step, Step, torch.Tensor]:
+    """Functions that give a text's tokens from `start` to `stop` to the native model and to ours; which tokens are real."""
+    batch = make_batch(case, "left")
+    ids, mask, positions = batch.native["input_ids"], batch.native["attention_mask"], batch.native["position_ids"]
+
+    def native_step(start, stop, **kwargs):
+        return pair.native(
+            ids[:, start:stop], attention_mask=mask[:, :stop], position_ids=positions[:, start:stop], **kwargs
+        )
+
+    def our_step(start, stop, **kwargs):
+        return pair.ours(ids[:, start:stop], attention_mask=mask[:, :stop], **kwargs)
+
+    return native_step, our_step, batch.real
+
+
+def seq2seq_steps(case: Case, pair: Pair) -> tuple[Step, Step, torch.Tensor]:
+    batch = make_batch(case, "left")
+    mask = batch.native["attention_mask"]
+    ids = torch.randint(FIRST_REGULAR_ID, pair.ours.config.decoder.vocab_size, mask.shape)
+
+    def make_step(model, inputs):
+        encoder_inputs = {
+            name: tensor for name, tensor in inputs.items() if not name.startswith(("decoder", "labels"))
+        }
+        encoded = model.get_encoder()(**encoder_inputs)
+
+        def step(start, stop, **kwargs):
+            return model(decoder_input_ids=ids[:, start:stop], encoder_outputs=encoded, attention_mask=mask, **kwargs)
+
+        return step
+
+    return make_step(pair.native, batch.native), make_step(pair.ours, batch.ours), torch.ones_like(mask).bool()
+
+
+@pytest.mark.parametrize("case", CACHED, ids=str)
+@torch.no_grad()
+def test_decoding_token_by_token(case, pair):
+    """Ours through its cache, the native model in one pass over all."""
+    native_step, our_step, real = (seq2seq_steps if case.shape == SEQ2SEQ else decoder_steps)(case, pair)
+    length = real.shape[1]
+    if any(name in str(getattr(case.config, "rope_parameters", "")) for name in GROWING_ROPES):
+        # Keys in a cache keep the angle of their time: one pass is not the same, in the native model either
+        expected = decode(native_step, length, case.auto_class)
+    else:
+        expected = result_of(native_step(0, length), case.auto_class)
+    assert_same(decode(our_step, length, case.auto_class)[real], expected[real], "result")
+
+
+@pytest.mark.parametrize("case", GENERATING, ids=str)
+def test_greedy_generation(case, pair):
+    # `generate` cannot be told an encoder's positions
+    batch = make_batch(case, "right" if case.model_type in COUNT_SLOTS else "left")
+    inputs = {name: batch.ours[name] for name in ("input_ids", "attention_mask")}
+    options = {"do_sample": False, "max_new_tokens": 9, "min_new_tokens": 9}
+    tokens = pair.ours.generate(**inputs, **options)
+    assert tokens.shape[1] >= 9
+    if case.shape == SEQ2SEQ:
+        # Left to itself, the native class counts the encoder's layers for the decoder's cache
+        options["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    assert tokens.tolist() == pair.native.generate(**inputs, **options).tolist()
+
+
+def config_values(model: PreTrainedModel) -> dict[str, Any]:
+    return {name: value for name, value in model.config.to_dict().items() if name not in BOOKKEEPING}
+
+
+def is_kept_wide(native: PreTrainedModel, name: str) -> bool:
+    """Whether transformers widens this tensor of float16 to float32 when it loads it."""
+    return native.dtype == torch.float16 and not {*name.split(".")}.isdisjoint(native._keep_in_fp32_modules or [])
+
+
+def assert_bit_equal(case: Case, back: PreTrainedModel, native: PreTrainedModel) -> None:
+    """All tensors are the same; one that the native class holds and never reads comes back as the one it may be tied to."""
+    tensors, expected = back.state_dict(), native.state_dict()
+    assert tensors.keys() == expected.keys()
+    idle = FAMILIES[case.model_type].idle_tensors(case.auto_class, expected)
+    for name in expected:
+        tensor = expected[idle.get(name, name)]
+        assert tensors[name].dtype == tensor.dtype or is_kept_wide(native, name), name
+        assert torch.equal(tensors[name].to(tensor.dtype), tensor), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_there_and_back(case, pair):
+    back = to_hf(pair.ours)
+    assert type(back) is type(pair.native)
+    assert_bit_equal(case, back, pair.native)
+    assert config_values(back) == config_values(pair.native)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [case for case in MAIN if case.seed < 2], ids=str)
+def test_half_precision_stays(case, pair, dtype):
+    native = pair.native.to(dtype)
+    ours = from_hf(native)
+    assert {tensor.dtype for tensor in ours.state_dict().values()} == {dtype}
+    assert ours.config.dtype == dtype
+    assert_bit_equal(case, to_hf(ours), native)

@@ -1,0 +1,262 @@
+"""What cannot be converted is refused, in words that name what stands in the way."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from native_models import random_config, random_model
+from peft import LoraConfig, get_peft_model
+from tiny import build, tiny
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+import variform
+from variform.conversion import FAMILIES
+from variform.conversion.convert import from_hf, to_hf
+from variform.conversion.family import LANGUAGE_MODELS
+
+LABELS = "AutoModelForSequenceClassification"
+ROPE = {"rope_type": "default", "rope_theta": 100.0}
+GROUPED = {"hidden_size": 12, "embedding_size": 12, "head_dim": 4, "num_attention_heads": 3, "num_key_value_heads": 1}
+
+
+def form_of(model_type: str, changes: dict[str, Any], auto_class: str) -> PreTrainedConfig:
+    """A form of a family, with other values for some fields; those of a stack are called `encoder.hidden_size`."""
+    form = FAMILIES[model_type].read_form(random_config(model_type, 0), auto_class)
+    values = form.to_dict()
+    for name, value in changes.items():
+        stack, _, inner = name.rpartition(".")
+        (values[stack] if stack else values)[inner] = value
+    return type(form)(**values)
+
+
+def language_model(model_type: str) -> str:
+    return next(name for name in FAMILIES[model_type].heads if name in LANGUAGE_MODELS)
+
+
+# (family, what the form has instead, the field that is named, Auto class if not the language model's)
+INEXPRESSIBLE = [
+    (
+        "bert",
+        {"position_embedding_type": "rope", **GROUPED, "num_key_value_heads": 3, "rope_parameters": ROPE},
+        "position_embedding_type",
+    ),
+    ("bert", {"norm_type": "rms_norm"}, "norm_type"),
+    ("bert", {"attention_patterns": ["sliding_window:4"]}, "attention_patterns"),
+    ("bert", {"gated_mlp": True}, "gated_mlp"),
+    ("bert", GROUPED, "num_key_value_heads"),
+    ("bert", {"pooler": False}, "pooler", "AutoModel"),
+    ("bert", {"classifier_pooling": "mean"}, "classifier_pooling", LABELS),
+    ("roberta", {"head_act": "tanh"}, "head_act"),
+    ("roberta", {"position_offset": 7}, "position_offset"),
+    ("roberta", {"lm_head_transform": False}, "lm_head_transform"),
+    ("distilbert", {"type_vocab_size": 2}, "type_vocab_size"),
+    ("distilbert", {"norm_eps": 1e-5}, "norm_eps"),
+    ("distilbert", {"pooler_act": "tanh"}, "pooler_act", LABELS),
+    ("albert", {"mlp_bias": False}, "mlp_bias"),
+    ("modernbert", {"skip_first_norm": False}, "skip_first_norm"),
+    ("modernbert", {"classifier_pooling": "last"}, "classifier_pooling", LABELS),
+    ("modernbert", {"attention_bias": ["q"]}, "attention_bias"),
+    ("gpt2", GROUPED, "num_key_value_heads"),
+    ("gpt2", {"attention_scale": 0.3}, "attention_scale"),
+    ("gpt2", {"position_embedding_type": "alibi"}, "position_embedding_type"),
+    ("gpt2", {"lm_head_bias": True}, "lm_head_bias"),
+    ("llama", {"norm_placement": "post"}, "norm_placement"),
+    ("llama", {"norm_placement": "reordered"}, "norm_placement"),
+    ("llama", {"attention_patterns": ["sliding_window:4", "full"]}, "attention_patterns"),
+    ("llama", {"qk_norm": "head"}, "qk_norm"),
+    ("llama", {"attention_sinks": True}, "attention_sinks"),
+    ("llama", {"attention_bias": ["q", "k", "v"]}, "attention_bias"),
+    ("llama", {"gated_mlp": False}, "gated_mlp"),
+    ("llama", GROUPED | {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "rope_parameters"),
+    ("llama", {"position_embedding_type": "none"}, "position_embedding_type"),
+    ("llama", {"embedding_scale": "sqrt"}, "embedding_scale"),
+    ("llama", {"embedding_size": 5}, "embedding_size"),
+    ("llama", {"layer_scale_init": 0.1}, "layer_scale_init"),
+    ("llama", {"parallel_residual": True}, "parallel_residual"),
+    ("llama", {"final_norm": False}, "final_norm"),
+    ("llama", {"num_hidden_groups": 1}, "num_hidden_groups"),
+    ("llama", {"logit_scale": 0.5}, "logit_scale"),
+    ("llama", {"final_logit_softcapping": 5.0}, "final_logit_softcapping"),
+    ("llama", {"classifier_bias": True}, "classifier_bias", LABELS),
+    ("llama", {"classifier_transform": True}, "classifier_transform", LABELS),
+    ("mistral", {"attention_patterns": ["sliding_window:4", "full"]}, "attention_patterns"),
+    ("mistral", {"attention_bias": True}, "attention_bias"),
+    ("qwen2", {"attention_bias": False}, "attention_bias"),
+    ("qwen3", {"qk_norm": "full"}, "qk_norm"),
+    ("qwen3", {"mlp_bias": True}, "mlp_bias"),
+    (
+        "gemma2",
+        {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE | {"rope_theta": 10.0}}},
+        "rope_parameters",
+    ),
+    ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping"),
+    ("gemma3_text", {"norm_unit_offset": False}, "norm_unit_offset"),
+    ("gemma3_text", {"position_embedding_type": "none"}, "position_embedding_type"),
+    ("gemma3_text", {"attention_scale": 2.0}, "attention_scale"),
+    ("gemma3_text", {"attention_scale": 0.3}, "attention_scale"),  # the foreign field is a whole number
+    ("t5", {"encoder.attention_bias": True}, "encoder.attention_bias"),
+    ("t5", {"decoder.logit_scale": 0.5}, "decoder.logit_scale"),
+    (
+        "t5",
+        {"decoder.hidden_size": 30, "decoder.embedding_size": 30, "tie_encoder_decoder_embeddings": False},
+        "decoder.hidden_size",
+    ),
+    ("t5", {"tie_encoder_decoder_embeddings": False}, "tie_encoder_decoder_embeddings"),
+    ("mt5", {"decoder.logit_scale": 0.5}, "decoder.logit_scale"),
+    ("bart", {"encoder.position_embedding_type": "none"}, "encoder.position_embedding_type"),
+    ("bart", {"decoder.norm_eps": 1e-6}, "decoder.norm_eps"),
+    ("bart", {"tie_word_embeddings": True, "tie_encoder_decoder_embeddings": False}, "tie_encoder_decoder_embeddings"),
+    ("pegasus", {"decoder.norm_placement": "sandwich"}, "decoder.norm_placement"),
+    ("pegasus", {"encoder.sinusoidal_layout": "interleaved"}, "encoder.sinusoidal_layout"),
+    ("marian", {"encoder.embedding_norm": True}, "encoder.embedding_norm"),
+]
+
+
+@pytest.mark.parametrize("refused", INEXPRESSIBLE, ids=lambda refused: f"{refused[0]}-{refused[2]}")
+def test_to_hf_names_what_a_family_cannot_express(refused):
+    model_type, changes, field, *auto_class = refused
+    auto_class = auto_class[0] if auto_class else language_model(model_type)
+    model = build(form_of(model_type, changes, auto_class), getattr(hf, auto_class))
+    with pytest.raises(ValueError, match=rf"^{model_type} cannot express `{field}="):
+        to_hf(model, model_type)
+
+
+def test_sizes_that_no_foreign_config_can_have_are_refused():
+    sizes = {
+        "hidden_size": 13,
+        "embedding_size": 13,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "head_dim": 4,
+    }
+    with pytest.raises(ValueError, match="^bert cannot express this form: .*hidden"):
+        to_hf(build(form_of("bert", sizes, "AutoModel")), "bert")
+
+
+# (family, foreign fields, the field that is named)
+FOREIGN = [
+    ("bert", {"is_decoder": True}, "is_decoder"),
+    ("roberta", {"is_decoder": True, "add_cross_attention": True}, "is_decoder"),
+    ("albert", {"inner_group_num": 2}, "inner_group_num"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
+    # The native class passes over this field, and ours would not
+    ("llama", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "rope_parameters"),
+    ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "fields", "field"), FOREIGN, ids=[f"{case[0]}-{case[2]}" for case in FOREIGN])
+def test_from_hf_names_a_feature_that_is_not_carried(model_type, fields, field):
+    values = random_config(model_type, 0).to_dict() | fields
+    native = FAMILIES[model_type].foreign_class("AutoModel")(hf.CONFIG_MAPPING[model_type](**values))
+    with pytest.raises(ValueError, match=rf"^{model_type}: Variform does not carry `{field}="):
+        from_hf(native)
+
+
+def native_model(model_type: str, auto_class: str = "AutoModel") -> PreTrainedModel:
+    return random_model(FAMILIES[model_type].foreign_class(auto_class), random_config(model_type, 0), 0)
+
+
+def test_an_unknown_family_is_refused_with_those_that_are_known():
+    config = hf.OPTConfig(
+        vocab_size=19, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=8
+    )
+    with pytest.raises(ValueError, match=r"`model_type='opt'` is not one of \['albert', 'bart', 'bert'"):
+        from_hf(hf.OPTModel(config))
+
+
+def test_a_head_without_counterpart_is_refused_and_can_be_left_behind():
+    native = hf.BertForPreTraining(random_config("bert", 0)).eval()
+    with pytest.raises(ValueError, match=r"class 'BertForPreTraining' has no counterpart.*`auto_class=`"):
+        from_hf(native)
+    masked = from_hf(native, auto_class="AutoModelForMaskedLM")
+    ids = torch.randint(5, 40, (2, 7))
+    torch.testing.assert_close(masked(ids).logits, native(ids).prediction_logits)
+
+
+def test_adapters_are_refused_until_they_are_merged():
+    native = native_model("llama", "AutoModelForCausalLM")
+    wrapped = get_peft_model(native, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    for model in (wrapped, native):
+        with pytest.raises(ValueError, match=r"LoRA adapters: call `merge_and_unload\(\)`"):
+            from_hf(model)
+    ids = torch.randint(5, 40, (2, 7))
+    expected = wrapped(ids).logits
+    torch.testing.assert_close(from_hf(wrapped.merge_and_unload())(ids).logits, expected)
+
+
+def test_ours_is_not_brought_in_and_theirs_is_not_taken_out():
+    with pytest.raises(ValueError, match="is a variform_decoder already"):
+        from_hf(build(tiny("decoder")))
+    with pytest.raises(ValueError, match="BertModel is not a Variform model"):
+        to_hf(native_model("bert"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "auto_class", "model_type", "message"),
+    [
+        ("encoder", hf.AutoModel, "llama", "llama is a variform_decoder, and this form a variform_encoder"),
+        ("decoder", hf.AutoModel, "opt", r"`model_type='opt'` is not one of \['albert', 'bart', 'bert'"),
+        ("decoder", hf.AutoModelForQuestionAnswering, "gemma3_text", "of gemma3_text, Variform has"),
+    ],
+    ids=["shape", "name", "head"],
+)
+def test_to_hf_refuses_a_family_that_is_not_of_this_shape_or_has_no_such_head(shape, auto_class, model_type, message):
+    with pytest.raises(ValueError, match=message):
+        to_hf(build(tiny(shape), auto_class), model_type)
+
+
+def test_a_form_of_no_family_is_told_what_stands_in_the_way_of_each():
+    with pytest.raises(ValueError, match="No native family expresses this form") as refusal:
+        to_hf(build(tiny("decoder", position_embedding_type="alibi"), AutoModelForCausalLM))
+    families = [name for name, family in FAMILIES.items() if family.shape == "variform_decoder"]
+    assert [line.split()[1] for line in str(refusal.value).splitlines()[1:]] == families
+
+
+def test_whole_numbers_are_written_as_foreign_configs_want_them():
+    form = form_of("gemma2", {"final_logit_softcapping": 30, "norm_eps": 1}, "AutoModelForCausalLM")
+    written = FAMILIES["gemma2"].write_config(form, "AutoModelForCausalLM")
+    assert (written.final_logit_softcapping, written.rms_norm_eps) == (30.0, 1.0)
+
+
+@torch.no_grad()
+def test_a_decoder_made_from_a_config_leaves_as_a_llama():
+    ours = build(tiny("decoder", num_key_value_heads=1), AutoModelForCausalLM)
+    native = to_hf(ours)
+    assert type(native) is hf.LlamaForCausalLM
+    ids = torch.randint(3, 19, (2, 7))
+    torch.testing.assert_close(native(ids).logits, ours(ids).logits)
+
+
+def test_a_preset_leaves_as_the_family_it_is_named_after():
+    for name, model_type in {"bert-base": "bert", "gpt2": "gpt2"}.items():
+        form = variform.load_config(name)
+        assert FAMILIES[model_type].write_config(form, language_model(model_type)).model_type == model_type
+
+
+def test_what_only_training_reads_is_lost_with_a_warning(caplog):
+    fields = random_config("gpt2", 0).to_dict() | {"embd_pdrop": 0.3}
+    native = hf.GPT2Model(hf.GPT2Config(**fields)).eval()
+    with caplog.at_level(logging.WARNING):
+        ours = from_hf(native)
+    assert "gpt2: `embd_pdrop=0.3`, which matters in training only" in caplog.text
+    assert to_hf(ours).config.embd_pdrop == 0.3
+
+
+@pytest.mark.parametrize("field", ["hidden_dropout", "layerdrop", "label_smoothing", "z_loss_coef"])
+def test_what_a_family_lacks_in_training_only_is_no_obstacle(field, caplog):
+    ours = build(tiny("decoder", **{field: 0.1}), AutoModelForCausalLM)
+    with caplog.at_level(logging.WARNING):
+        native = to_hf(ours, "llama")
+    assert f"llama has no `{field}=0.1`" in caplog.text
+    assert type(native) is hf.LlamaForCausalLM
+
+
+def test_a_roberta_without_padding_id_is_refused():
+    values = random_config("roberta", 0).to_dict() | {"pad_token_id": None}
+    with pytest.raises(ValueError, match="roberta: `pad_token_id=None`"):
+        FAMILIES["roberta"].read_form(hf.RobertaConfig(**values), "AutoModel")
