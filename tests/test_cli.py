@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+import variform
 from variform.cli import main
 from variform.conversion.check import TEXTS
 
@@ -90,3 +91,10 @@ def test_info_on_a_name_a_folder_and_two(llama, capsys):
     assert "rotary" in capsys.readouterr().out
     assert main(["info", "bert-base", "roberta-base"]) == 0
     assert "position_offset" in capsys.readouterr().out
+
+
+def test_from_hf_logs_the_form_that_it_found(llama, caplog):
+    with caplog.at_level("INFO", logger="variform"):
+        variform.from_hf(llama)
+    assert "decoder: a token sees itself and the past" in caplog.text
+    assert "2, 24 wide" in caplog.text
