@@ -131,7 +131,7 @@ def test_sizes_that_no_foreign_config_can_have_are_refused():
         "num_key_value_heads": 3,
         "head_dim": 4,
     }
-    with pytest.raises(ValueError, match="^bert cannot express this form: .*hidden"):
+    with pytest.raises(ValueError, match=r"^bert cannot express this form: .*hidden"):
         to_hf(build(form_of("bert", sizes, "AutoModel")), "bert")
 
 
@@ -155,6 +155,16 @@ def test_from_hf_names_a_feature_that_is_not_carried(model_type, fields, field):
     native = FAMILIES[model_type].foreign_class("AutoModel")(hf.CONFIG_MAPPING[model_type](**values))
     with pytest.raises(ValueError, match=rf"^{model_type}: Variform does not carry `{field}="):
         from_hf(native)
+
+
+def test_a_projection_between_equal_widths_is_refused_both_ways():
+    """ALBERT has one there, and no form of ours."""
+    values = random_config("albert", 0).to_dict() | {"embedding_size": random_config("albert", 0).hidden_size}
+    with pytest.raises(ValueError, match=r"^albert: `embedding_size=\d+` must differ from `hidden_size`"):
+        from_hf(hf.AlbertModel(hf.AlbertConfig(**values)))
+    ours = build(form_of("albert", {"embedding_size": values["hidden_size"]}, "AutoModel"))
+    with pytest.raises(ValueError, match=r"^albert cannot express this form: .*`embedding_size="):
+        to_hf(ours, "albert")
 
 
 def native_model(model_type: str, auto_class: str = "AutoModel") -> PreTrainedModel:

@@ -26,6 +26,9 @@ def rows(form) -> list[Row]:
 
 
 def read(foreign) -> dict[str, Any]:
+    if foreign.embedding_size == foreign.hidden_size:
+        # Theirs projects even then; ours has a projection where the widths differ
+        raise ValueError(f"albert: `embedding_size={foreign.embedding_size}` must differ from `hidden_size`.")
     return {}
 
 
