@@ -13,13 +13,15 @@ from .conversion.check import TOLERANCE, check_conversion
 from .conversion.convert import convert_folder, family_of_type, find_folder, saved_architecture
 from .forms import list_forms, load_config
 from .model.configuration_variform import AUTO_MAP
-from .report.form import compare, describe
+from .report.compare import compare
+from .report.form import describe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 if a check failed, 2 for bad input."""
     options = make_parser().parse_args(arguments)
-    console = Console(highlight=False, soft_wrap=True)
+    # rich takes a pipe or a file to be 80 columns wide
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
     try:
         return options.run(options, console)
     except (ValueError, OSError) as error:

@@ -6,8 +6,9 @@ from tiny import tiny
 
 import variform
 from variform.forms import list_forms
+from variform.report.compare import compare, differences
 from variform.report.costs import Costs, count_costs, subtract
-from variform.report.form import as_text, compare, describe, differences, pattern_period, patterns, plain, units
+from variform.report.form import as_text, describe, pattern_period, patterns, plain, units
 
 BERT, ROBERTA, LLAMA, T5 = (
     variform.load_config(name) for name in ("bert-base", "roberta-base", "llama-smollm2-135m", "t5-small")
