@@ -135,7 +135,9 @@ def test_path_of_the_file_tree_exists(path):
 
 
 def test_conversion_names_every_family_and_its_heads():
-    table = re.findall(r"^\| `(\w+)` \|(.*)\|$", (ROOT / "docs" / "conversion.md").read_text("utf-8"), flags=re.MULTILINE)
+    table = re.findall(
+        r"^\| `(\w+)` \|(.*)\|$", (ROOT / "docs" / "conversion.md").read_text("utf-8"), flags=re.MULTILINE
+    )
     heads = ["", "ForMaskedLM", "ForCausalLM", "ForSeq2SeqLM", "ForSequenceClassification", "ForTokenClassification"]
     heads += ["ForQuestionAnswering", "ForMultipleChoice"]
     told = {
