@@ -136,10 +136,11 @@ def inwards(
             check_computed(family, name, given, read(resolved[name]))
 
     recipes, untied = gather(moves, resolved, Blueprint(our_class, form))
-    while untied:
+    while untied and untie(form, untied):
         # The checkpoint knows better than its config: transformers does not tie tensors that differ either
-        untie(form, untied)
         recipes, untied = gather(moves, resolved, Blueprint(our_class, form))
+    if untied:
+        raise ValueError(f"The checkpoint gives {shown(untied)} other values than the tensors that they are tied to.")
     specs = check_shapes(recipes, Blueprint(our_class, form), {**absent, **stored})
     unused = [name for name in unused if not any(re.fullmatch(pattern, name) for pattern in family.ignored)]
     return Conversion(our_class, form, recipes, specs, absent, unused)
@@ -248,12 +249,13 @@ def check_shapes(
     return specs
 
 
-def untie(form: PreTrainedConfig, names: Iterable[str]) -> None:
-    """Sets the fields that make these names tensors of their own."""
-    if any("embed_tokens" in name for name in names):
-        form.tie_encoder_decoder_embeddings = False
-    else:
-        form.tie_word_embeddings = False
+def untie(form: PreTrainedConfig, names: Iterable[str]) -> bool:
+    """Turns off the tie that keeps these names from being tensors of their own; False if it is off already."""
+    is_between_stacks = form.is_encoder_decoder and any("embed_tokens" in name for name in names)
+    tie = "tie_encoder_decoder_embeddings" if is_between_stacks else "tie_word_embeddings"
+    was_tied = getattr(form, tie)
+    setattr(form, tie, False)
+    return was_tied
 
 
 def refuse_missing(model_class: type[PreTrainedModel], names: list[str]) -> None:

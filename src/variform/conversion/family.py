@@ -194,13 +194,16 @@ class Family:
         Raises:
             ValueError: for a feature that Variform does not have, naming the foreign field.
         """
-        values = {ours: getattr(foreign, name) for ours, name in self.same.items()}
-        values |= {**self.fixed, **self.read(foreign), **self.heads[auto_class].fixed}
-        values |= {name: getattr(foreign, name, None) for name in SPECIAL_IDS}
-        form = build_form(self.shape, values)
+        form = self._read(foreign, auto_class)
         copy_platform_fields(foreign, form)
         form.origin = {"model_type": self.model_type, **self._left_over(foreign, form)}
         return form
+
+    def _read(self, foreign: PreTrainedConfig, auto_class: str) -> PreTrainedConfig:
+        values = {ours: getattr(foreign, name) for ours, name in self.same.items()}
+        values |= {**self.fixed, **self.read(foreign), **self.heads[auto_class].fixed}
+        values |= {name: getattr(foreign, name, None) for name in SPECIAL_IDS}
+        return build_form(self.shape, values)
 
     def _left_over(self, foreign: PreTrainedConfig, form: PreTrainedConfig) -> dict[str, Any]:
         """Fields of a foreign config that its form does not give back, all of them harmless."""
@@ -256,10 +259,7 @@ class Family:
 
     def _differences(self, form: PreTrainedConfig, foreign: PreTrainedConfig, auto_class: str) -> dict[str, Any]:
         """{our field: what the foreign class has instead}, among the fields that this head reads."""
-        values = {ours: getattr(foreign, name) for ours, name in self.same.items()}
-        values |= {**self.fixed, **self.read(foreign), **self.heads[auto_class].fixed}
-        values |= {name: getattr(foreign, name, None) for name in SPECIAL_IDS}
-        back, wanted = comparable(build_form(self.shape, values)), comparable(form)
+        back, wanted = comparable(self._read(foreign, auto_class)), comparable(form)
         return {
             name: back.get(name)
             for name, value in wanted.items()
