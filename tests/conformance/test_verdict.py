@@ -9,7 +9,8 @@ REFERENCE = {
 
 
 def against(tests, shape="decoder", whole=False):
-    return judge({f"{shape}__form": tests}, REFERENCE, whole)
+    reference = {name: tests for name, tests in REFERENCE.items() if name.startswith(f"{shape}__") or not whole}
+    return judge({f"{shape}__form": tests}, reference, whole)
 
 
 def test_a_form_like_its_reference_is_accepted():
@@ -44,6 +45,11 @@ def test_passing_more_than_the_reference_is_accepted():
 
 def test_a_test_that_did_not_run_is_rejected():
     assert against({"test_rope": "passed"}, whole=True) == ["decoder__form::test_slow did not run"]
+
+
+def test_a_shape_of_which_no_form_ran_is_rejected():
+    assert judge({}, REFERENCE, whole=True) == ["decoder: no form ran", "encoder: no form ran"]
+    assert judge({}, REFERENCE, whole=False) == []
 
 
 def test_a_test_left_out_by_choice_is_accepted():

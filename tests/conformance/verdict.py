@@ -52,7 +52,8 @@ def judge(outcomes: Outcomes, reference: Outcomes, whole: bool) -> list[str]:
     by_shape = {name.partition("__")[0]: tests for name, tests in reference.items()}
     # A form may lack what its shape's reference has, if another one lacks it for the same reason: rope, for one
     skips = {(test, outcome) for tests in by_shape.values() for test, outcome in tests.items()}
-    against = []
+    ran = {name.partition("__")[0] for name in outcomes}
+    against = [f"{shape}: no form ran" for shape in by_shape if whole and shape not in ran]
     for name, tests in outcomes.items():
         expected = by_shape[name.partition("__")[0]]
         for test, outcome in sorted(tests.items()):
@@ -81,6 +82,7 @@ class Verdict:
     def __init__(self, config: pytest.Config):
         self.config = config
         self.outcomes: Outcomes = {}
+        self.uncollected: list[str] = []
         self.against: list[str] | None = None  # until the whole run can be judged
         self.reference_path = Path(os.environ["CONFORMANCE_REFERENCE"])
         self.records = os.environ["CONFORMANCE"] == "reference"
@@ -96,12 +98,17 @@ class Verdict:
         tests[test] = min(outcome, tests.get(test, outcome), key=lambda each: WORST_FIRST.index(kind(each)))
 
     @pytest.hookimpl
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.uncollected.append(f"{report.nodeid} could not be collected")
+
+    @pytest.hookimpl
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             return
         whole = not (self.config.option.keyword or any("::" in argument for argument in self.config.args))
         if not self.records:
-            self.against = judge(self.outcomes, read_reference(self.reference_path), whole)
+            self.against = self.uncollected + judge(self.outcomes, read_reference(self.reference_path), whole)
             session.exitstatus = pytest.ExitCode.TESTS_FAILED if self.against else pytest.ExitCode.OK
         elif whole:
             write_reference(self.reference_path, self.outcomes)
