@@ -11,6 +11,7 @@ python=${PYTHON:-python}
 suite=$("$python" "$here/prepare.py" "$root/.hfsuite")
 version=${suite##*-}
 export PYTHONPATH="$suite:$here:$here/standins:${PYTHONPATH:+$PYTHONPATH:}$root/src" PYTHONDONTWRITEBYTECODE=1
+export CONFORMANCE_SUITE="$suite"  # read by standins/tests
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1
 # One thread a process, on the CPU: the outcomes do not depend on the machine's other hardware
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES=
