@@ -119,6 +119,9 @@ class LanguageModelHead:
         if self.training:
             options.update(label_smoothing=self.config.label_smoothing, z_loss_coef=self.config.z_loss_coef)
         scaling = {"logit_scale": config.logit_scale, "logit_softcap": config.final_logit_softcapping}
+        if config.logit_scale != 1.0 and not config.lm_head_bias:
+            # The same, as T5 does it: a factor on the states needs no second copy of the logits
+            hidden_states, scaling["logit_scale"] = hidden_states * config.logit_scale, 1.0
         if targets is not None and skip_logits:
             return linear_cross_entropy(hidden_states, self.lm_head, targets, **scaling, **options), None
         kept: Any = logits_to_keep
