@@ -64,6 +64,22 @@ def compare(contestants: dict[str, Callable[[], Any]], rounds: int = 9, warmup: 
     return timings
 
 
+def allocated_peak(run: Callable[[], Any]) -> float:
+    """MiB that torch's CPU allocator holds at the peak of one run, beyond what it held before.
+
+    Exact and the same each time, unlike the resident set, in which pages of earlier work are filled unseen; but it does
+    not see what a kernel takes for itself.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20
+
+
 def peak_memory(build: Callable[..., Callable[[], Any]], *args: Any) -> float:
     """MiB that one run takes at its peak beyond what its process held before, in a fresh process.
 
