@@ -231,8 +231,12 @@ def _add_product_(total, left, right, *, beta):
     """`beta * total + left @ right` in place; `total` may be of a higher precision than the factors."""
     if total.dtype == left.dtype:
         return total.addmm_(left, right, beta=beta)
-    product = left @ right
-    return total.add_(product) if beta else total.copy_(product)
+    if not beta:
+        return total.copy_(left @ right)
+    # An eighth at a time: a whole product would stand beside the sum
+    for part, rows in zip(total.tensor_split(8), left.tensor_split(8)):
+        part.add_(rows @ right)
+    return total
 
 
 class LinearCrossEntropy(torch.autograd.Function):
