@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from ..model.configuration_variform import AUTO_MAP
 from . import FAMILIES
-from .convert import auto_class_of_ours, saved_architecture
+from .convert import auto_class_of_ours, quiet, saved_architecture
 
 TOLERANCE = 1e-5  # relative to the largest entry, float32
 
@@ -77,7 +77,8 @@ def load(folder: Path) -> PreTrainedModel:
     else:
         family = FAMILIES[config.model_type]
         model_class = family.foreign_class(family.auto_class_of(architecture))
-    return model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    with quiet():
+        return model_class.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def make_inputs(folder: Path, model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], bool]:

@@ -255,7 +255,7 @@ def build(conversion: engine.Conversion, read: engine.Read, options: Mapping[str
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bar for loading what lies in memory already."""
+    """No bar of transformers' own for loading weights."""
     is_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
