@@ -459,7 +459,10 @@ def test_converting_needs_little_more_memory_than_one_shard(tmp_path):
         command = [sys.executable, "-c", MEASURED, str(native), str(ours)]
         run = subprocess.run(command, env=environment, check=True, timeout=600, stdout=subprocess.PIPE, text=True)
         assert sum(tensor.nbytes for tensor in state.values()) > 2 * GB
-        assert int(run.stdout) < min(1 * GB, 2 * largest), f"{int(run.stdout) / GB:.2f} GB"
+        # One shard's tensors, the copy of them that is written, and one tensor as it is read and as it is made
+        needed = 2 * largest + 2 * max(tensor.nbytes for tensor in state.values())
+        assert needed < 1 * GB
+        assert int(run.stdout) < needed, f"{int(run.stdout) / GB:.2f} GB"
         converted = Checkpoint(ours)
         assert len(converted.files) in (SHARDS, SHARDS + 1)
         called_the_same = [name for name in state if name in converted.specs]

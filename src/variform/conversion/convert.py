@@ -137,7 +137,8 @@ def convert_folder(
 ) -> Converted:
     """Converts a checkpoint on disk, shard by shard, with its tokenizer, generation config and processor.
 
-    Holds one shard in memory, of the size of the largest one of the source. Writes a temporary folder and renames it.
+    Holds one shard in memory, of the size of the largest one of the source, and a copy while it writes it. Writes a
+    temporary folder and renames it.
 
     Args:
         source: a folder or a repo on the Hub, of a native model or of ours.
