@@ -197,6 +197,6 @@ def whole_folder(target: Path) -> Iterator[Path]:
             target.rmdir()
         temporary.chmod(0o755)  # mkdtemp's is for its owner alone
         temporary.rename(target)
-    except BaseException:
+    except BaseException:  # Ctrl-C too; raised again below
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -135,13 +135,15 @@ def inwards(
         else:
             check_computed(family, name, given, read(resolved[name]))
 
-    recipes, untied = gather(moves, resolved, Blueprint(our_class, form))
+    ours = Blueprint(our_class, form)
+    recipes, untied = gather(moves, resolved, ours)
     while untied and untie(form, untied):
         # The checkpoint knows better than its config: transformers does not tie tensors that differ either
-        recipes, untied = gather(moves, resolved, Blueprint(our_class, form))
+        ours = Blueprint(our_class, form)
+        recipes, untied = gather(moves, resolved, ours)
     if untied:
         raise ValueError(f"The checkpoint gives {shown(untied)} other values than the tensors that they are tied to.")
-    specs = check_shapes(recipes, Blueprint(our_class, form), {**absent, **stored})
+    specs = check_shapes(recipes, ours, {**absent, **stored})
     unused = [name for name in unused if not any(re.fullmatch(pattern, name) for pattern in family.ignored)]
     return Conversion(our_class, form, recipes, specs, absent, unused)
 
@@ -221,8 +223,9 @@ def check_computed(family: Family, name: str, given: Mapping[str, torch.Tensor],
     """Refuses a stored tensor that no row takes, unless it holds what its class computes and ours does."""
     if name not in given:
         raise ValueError(f"{family.model_type}: the name table has no row for {name!r}.")
-    # A checkpoint in bfloat16 keeps 8 bits of a sine
-    if not torch.allclose(tensor.float(), given[name].float(), atol=1e-2):
+    # Half precision keeps 8 or 11 bits of a sine
+    rounding = max(1e-5, torch.finfo(tensor.dtype).eps)
+    if not torch.allclose(tensor.float(), given[name].float(), rtol=0, atol=rounding):
         raise ValueError(
             f"{family.model_type}: {name!r} does not hold the table that its class computes; it was changed."
         )
