@@ -16,7 +16,21 @@ Form = tuple[str, dict[str, Any]]
 MAX_LENGTH = 24
 ACTIVATIONS = sorted(ACT2FN)
 POSITIONS = ["none", "learned", "sinusoidal", "rope", "relative_bias", "alibi"]
-PATTERNS = [["full"], ["sliding_window:3"], ["sliding_window:2", "full"], ["full", "sliding_window:window=2"]]
+PATTERNS = [
+    ["full"],
+    ["sliding_window:3"],
+    ["sliding_window:2", "full"],
+    ["full", "sliding_window:window=2"],
+    ["sliding_window:2", "sliding_window:4"],
+    ["dilated:2,gap=3"],
+    ["dilated:2,gap=1/2", "chunked:4"],
+    ["local_global:2,tokens=1", "strided:3"],
+    ["strided:2,heads=split", "fixed:4"],
+    ["fixed:4,summary=1,groups=2"],
+    ["big_bird:2,random=1"],
+]
+ENCODER_PATTERNS = [["sliding_window:1"], ["local_global:2,global_projections=true"], ["big_bird:1,placement=first"]]
+DECODER_PATTERNS = [["prefix_lm", "sliding_window:3"]]
 NORMS = ["layer_norm", "rms_norm"]
 PLACEMENTS = ["pre", "post", "sandwich", "reordered"]
 POOLINGS = ["first", "mean", "last"]
@@ -88,6 +102,11 @@ def sizes(draw) -> dict[str, Any]:
     return fields
 
 
+def differs_by_head(patterns: list[str]) -> bool:
+    """Whether a pattern needs two heads or more."""
+    return any(word in pattern for pattern in patterns for word in ("/", "split", "groups"))
+
+
 @st.composite
 def stacks(draw, is_causal: bool) -> dict[str, Any]:
     """The fields of one stack, every one of them, that do not contradict each other."""
@@ -98,7 +117,9 @@ def stacks(draw, is_causal: bool) -> dict[str, Any]:
     fields = draw(sizes())
     # Layers that share weights see alike and are normed alike
     is_shared = fields["num_hidden_groups"] == 1 and fields["num_hidden_layers"] > 1
-    patterns = [*PATTERNS, *([] if is_causal else [["sliding_window:1"]])]
+    patterns = [*PATTERNS, *(DECODER_PATTERNS if is_causal else ENCODER_PATTERNS)]
+    if fields["num_attention_heads"] == 1:
+        patterns = [pattern for pattern in patterns if not differs_by_head(pattern)]
     position_embedding_type = pick(*POSITIONS)
     norm_type, norm_placement = pick(*NORMS), pick(*PLACEMENTS)
     head_dim = fields["head_dim"] or fields["hidden_size"] // fields["num_attention_heads"]
@@ -183,6 +204,8 @@ def forms(draw, *shapes: str) -> Form:
         fields["decoder"]["rope_parameters"] = fields["encoder"]["rope_parameters"]
         if fields["decoder"]["position_embedding_type"] == "rope" and fields["decoder"]["rope_parameters"] is None:
             fields["decoder"]["position_embedding_type"] = "alibi"
+        if fields["decoder"]["num_attention_heads"] == 1 and differs_by_head(fields["decoder"]["attention_patterns"]):
+            fields["decoder"]["attention_patterns"] = ["full"]
         fields["tie_encoder_decoder_embeddings"] = True
     return shape, {**fields, **loss, **IDS}
 
@@ -254,6 +277,15 @@ WILD: dict[str, list[Any]] = {
         ["sliding_window:-1"],
         ["sliding_window:99999"],
         ["sliding_window:2", "sliding_window:3"],
+        ["dilated:30"],
+        ["dilated:2,gap=1/2/3"],
+        ["chunked:1"],
+        ["local_global:2,tokens=-1"],
+        ["local_global:2,global_projections=true"],
+        ["strided:2,heads=split"],
+        ["fixed:2,summary=3"],
+        ["big_bird:4,placement=first"],
+        ["prefix_lm"],
         ["full:2"],
         [{"name": "full"}, {"name": "sliding_window", "window": 2}],
         [{"name": "sliding_window", "window": 2.5}],

@@ -4,6 +4,7 @@
 to adapt.
 """
 
+from . import surgery
 from .conversion.convert import from_hf, to_hf
 from .forms import from_config, list_forms, load_config
 from .model.configuration_variform import (
@@ -57,5 +58,6 @@ __all__ = [
     "from_hf",
     "list_forms",
     "load_config",
+    "surgery",
     "to_hf",
 ]

@@ -15,11 +15,13 @@ ROOT = PACKAGE.parents[1]
 
 # Inside model/, a file imports only from lines above its own
 LAYERS = [
+    "patterns",
     "configuration_variform",
     "norms positions losses",
-    "feed_forward embeddings",
+    "feed_forward embeddings block_plan",
+    "block_attention",
     "attention",
-    "layers",
+    "masks layers",
     "stacks",
     "heads",
     "modeling_variform",

@@ -8,12 +8,14 @@ import torch
 import transformers
 from tiny import build, inputs, tiny
 from transformers import PreTrainedModel
+from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 from transformers.models.auto import modeling_auto
 
 import variform
 from variform.forms import SHAPES
-from variform.model import configuration_variform, modeling_variform, stacks
+from variform.model import configuration_variform, modeling_variform
 from variform.model.configuration_variform import AUTO_MAP, NormPlacement, NormType, Pooling, PositionEmbeddingType
+from variform.model.patterns import PATTERNS
 from variform.registration import register
 
 ENTRIES = [
@@ -98,9 +100,12 @@ def test_every_shape_has_a_default_head():
         assert auto_class.__name__ in AUTO_MAP[model_type]
 
 
-def test_every_layer_type_has_a_mask_for_both_directions():
-    config = tiny("decoder", attention_patterns=["full", "sliding_window:3"])
-    assert set(stacks.MASKS) == {(name, causal) for name in set(config.layer_types) for causal in (True, False)}
+def test_every_pattern_has_a_layer_type_that_the_platform_knows():
+    needed = {"sliding_window": ":3", "dilated": ":3", "chunked": ":3", "local_global": ":3", "strided": ":3"}
+    needed |= {"fixed": ":3", "big_bird": ":3", "lsh": ":4"}
+    for name in PATTERNS:
+        config = tiny("decoder", attention_patterns=[name + needed.get(name, "")])
+        assert set(config.layer_types) <= set(ALLOWED_LAYER_TYPES)
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,28 @@ ILLEGAL = [
     ("attention_patterns", "Did you mean 'full'?", {"attention_patterns": ["ful"]}),
     ("attention_patterns", "'window'", {"attention_patterns": ["sliding_window"]}),
     ("attention_patterns", "at least 1 key", {"attention_patterns": ["sliding_window:0"]}),
-    ("attention_patterns", "at least 1 key", {"attention_patterns": [{"name": "sliding_window", "window": 2.5}]}),
-    ("attention_patterns", "name:number", {"attention_patterns": ["sliding_window:x"]}),
+    ("attention_patterns", "whole number", {"attention_patterns": [{"name": "sliding_window", "window": 2.5}]}),
+    ("attention_patterns", "whole number", {"attention_patterns": ["sliding_window:x"]}),
+    ("attention_patterns", "whole number", {"attention_patterns": ["sliding_window:true"]}),
+    ("attention_patterns", "name=value", {"attention_patterns": ["dilated:3,4"]}),
+    ("attention_patterns", "may have ['gap']", {"attention_patterns": ["dilated:3,gaps=2"]}),
+    ("attention_patterns", "`gap=0` must be at least 1", {"attention_patterns": ["dilated:3,gap=0"]}),
+    ("attention_patterns", "lists 4 numbers for 3 heads", {"attention_patterns": ["dilated:3,gap=1/2/3/4"]}),
+    ("attention_patterns", "beyond `max_position_embeddings=24`", {"attention_patterns": ["dilated:9,gap=4"]}),
+    ("attention_patterns", "`size=1` must be at least 2", {"attention_patterns": ["chunked:1"]}),
+    ("attention_patterns", "wider than `max_position_embeddings=24`", {"attention_patterns": ["chunked:25"]}),
+    ("attention_patterns", "wider than `max_position_embeddings=24`", {"attention_patterns": ["strided:25"]}),
+    ("attention_patterns", "`stride=1` must be at least 2", {"attention_patterns": ["strided:1"]}),
+    ("attention_patterns", "one of ['merged', 'split', 'column']", {"attention_patterns": ["strided:4,heads=all"]}),
+    ("attention_patterns", "do not fit into `block=4`", {"attention_patterns": ["fixed:4,summary=3,groups=2"]}),
+    ("attention_patterns", "more than there are heads, 3", {"attention_patterns": ["fixed:8,groups=4"]}),
+    ("attention_patterns", "wider than `max_position_embeddings=24`", {"attention_patterns": ["big_bird:25"]}),
+    ("attention_patterns", "`random=-1` must be at least 0", {"attention_patterns": ["big_bird:4,random=-1"]}),
+    ("attention_patterns", "`buckets=3` must be even", {"attention_patterns": ["lsh:3"]}),
+    ("attention_patterns", "`window=0` must be at least 1 key", {"attention_patterns": ["local_global:0"]}),
+    ("attention_patterns", "true or false", {"attention_patterns": ["local_global:2,global_projections=3"]}),
     ("attention_patterns", "neither a string nor a dict", {"attention_patterns": [3]}),
     ("attention_patterns", "wider than `max_position_embeddings=24`", {"attention_patterns": ["sliding_window:25"]}),
-    ("attention_patterns", "one window", {"attention_patterns": ["sliding_window:2", "sliding_window:3"]}),
     ("rope_parameters['rope_type']", "'yarn'", {"rope_parameters": {"rope_type": "ntk"}}),
     ("rope_parameters['rope_theta']", "above 0", {"rope_parameters": {**ROPE, "rope_theta": -1.0}}),
     ("rope_parameters", "factor", {"rope_parameters": {**ROPE, "rope_type": "linear"}}),
@@ -116,7 +133,7 @@ def test_an_odd_number_of_buckets_is_refused_both_ways():
 
 def test_a_causal_window_of_one_key_is_refused():
     """transformers' sliding caches keep `window - 1` keys by slicing `[-(window - 1):]`, which for 1 is all of them."""
-    with pytest.raises(ValueError, match=r"`attention_patterns` has a causal window of 1 key.*2 or more"):
+    with pytest.raises(ValueError, match=r"`attention_patterns` .* a causal window of 1 key.*2 or more"):
         tiny("decoder", attention_patterns=["sliding_window:1"])
 
 

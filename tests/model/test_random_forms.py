@@ -1,6 +1,7 @@
 """What holds for every form: random ones of the three shapes, and each value of the larger choices on its own."""
 
 import tempfile
+from unittest import mock
 
 import pytest
 import strategies
@@ -15,6 +16,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from variform import AUTO_MAP
+from variform.model import masks
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 BATCH, LENGTH, SOURCE = 2, 7, 5
@@ -169,7 +171,7 @@ def check_embeds(config) -> None:
 
 
 def check_backends(config) -> None:
-    """sdpa, where it can express the form, gives eager's hidden states and gradients."""
+    """sdpa, where it can express the form, and the block kernel give eager's hidden states and gradients."""
     model = build(config, attn_implementation="eager")
     try:
         fast = build(config, attn_implementation="sdpa")
@@ -179,13 +181,19 @@ def check_backends(config) -> None:
         return
     ids, mask = pad(inputs(BATCH, LENGTH), 2, 1)
     mask[1] = 1
-    outputs = [run(one, ids, mask) for one in (model, fast)]
-    assert_close(outputs[1][mask.bool()], outputs[0][mask.bool()], **CLOSE)
+    blocks = build(config, attn_implementation="sdpa")
+    outputs = [run(one, ids, mask)[mask.bool()] for one in (model, fast)]
+    with mock.patch.multiple(masks, SHORTEST_FOR_BLOCKS=1, COST_OF_A_PLANNED_SCORE=0):
+        outputs.append(run(blocks, ids, mask)[mask.bool()])
     for output in outputs:
-        output[mask.bool()].square().mean().backward()
-    for (name, slow), quick in zip(model.named_parameters(), fast.parameters()):
-        if slow.grad is not None or quick.grad is not None:
-            assert_close(quick.grad, slow.grad, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(output, outputs[0], **CLOSE)
+        output.square().mean().backward()
+    for other in (fast, blocks):
+        for (name, slow), quick in zip(model.named_parameters(), other.parameters()):
+            if slow.grad is not None or quick.grad is not None:
+                assert_close(
+                    quick.grad, slow.grad, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+                )
 
 
 def batch_for(auto_name: str, ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -4,20 +4,35 @@ Legend: B batch, H heads, G key-value heads, Q queries, K keys, D head_dim.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .block_attention import block_attention
+from .block_plan import BlockPlan
 from .norms import make_norm, mark_residual_writer
-from .positions import rotate
+from .patterns import LocalGlobal, SlidingWindow
+from .positions import Distances, distance_scores, rotate
 
 
 def is_hiding(attention_mask: torch.Tensor) -> torch.Tensor:
     """Where an additive mask hides a key: at -inf or about the lowest finite number of its dtype."""
     return attention_mask <= torch.finfo(attention_mask.dtype).min / 2
+
+
+def merge(mask: Any, bias: torch.Tensor | None) -> tuple[Any, torch.Tensor | None]:
+    """One additive mask from a mask and a score bias, and None; both where a mask is no tensor.
+
+    The mask is boolean (True is seen) or additive. A query that sees no key has only -inf, for which every backend gives 0.
+    """
+    if bias is None or not isinstance(mask, torch.Tensor):
+        return mask, bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(mask.logical_not(), float("-inf")), None
+    return (bias + mask).masked_fill(is_hiding(mask), float("-inf")), None
 
 
 def eager_attention(
@@ -69,6 +84,38 @@ def eager_attention(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def attend_in_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: BlockPlan,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> torch.Tensor:
+    """`eager_attention` at the cost of what a plan shows: arguments and output `(B, Q, H, D)` as there, without weights.
+
+    Args:
+        position_bias: a table `(H, columns)`, to which the plan holds the columns.
+    """
+    rows = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]
+    output = block_attention(
+        *rows, plan, scaling=scaling, bias=position_bias, softcap=softcap, dropout=dropout, sinks=s_aux
+    )
+    return output.view(query.shape[0], query.shape[2], *output.shape[1:])
+
+
+class GlobalRows(NamedTuple):
+    """The queries of a call that see all of their text through projections of their own."""
+
+    is_global: torch.Tensor  # (B, Q)
+    index: torch.Tensor  # (B, R): their places among the queries, filled up with others where a row has fewer than R
+    mask: torch.Tensor  # (B, 1 or H, R, Q): additive, with the score bias
+
+
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al., arXiv:1706.03762, sec. 3.2) with shared key-value heads (GQA, arXiv:2305.13245).
 
@@ -95,19 +142,26 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(source_size, key_size, bias="v" in biased)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias="o" in biased)
         mark_residual_writer(self.o_proj)
+        pattern = None if key_value_size is not None else config.pattern_of(layer_idx)
+        if isinstance(pattern, LocalGlobal) and pattern.global_projections:
+            self.q_proj_global = nn.Linear(config.hidden_size, query_size, bias="q" in biased)
+            self.k_proj_global = nn.Linear(config.hidden_size, key_size, bias="k" in biased)
+            self.v_proj_global = nn.Linear(config.hidden_size, key_size, bias="v" in biased)
         self.norms_heads = config.qk_norm == "head"
         self.q_norm = self.k_norm = None
         if config.qk_norm is not None:
             self.q_norm = make_norm(config, self.head_dim if self.norms_heads else query_size)
             self.k_norm = make_norm(config, self.head_dim if self.norms_heads else key_size)
         self.sinks = nn.Parameter(torch.empty(config.num_attention_heads)) if config.attention_sinks else None
+        if config.position_embedding_type == "transformer_xl" and key_value_size is None:
+            self.r_proj = nn.Linear(config.hidden_size, query_size, bias=False)
         # Only what the form has: backends refuse options that they cannot express
         self.options = {}
         if config.attn_logit_softcapping is not None:
             self.options["softcap"] = config.attn_logit_softcapping
-        if key_value_size is None and config.layer_types[layer_idx] == "sliding_attention":
+        if isinstance(pattern, SlidingWindow):
             # Read by flash kernels alone, which count the query itself both ways too
-            self.options["sliding_window"] = config.sliding_window + (0 if is_causal else 1)
+            self.options["sliding_window"] = pattern.window + (0 if is_causal else 1)
 
     def forward(
         self,
@@ -115,6 +169,10 @@ class Attention(nn.Module):
         key_value_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
+        global_rows: GlobalRows | None = None,
+        distances: Distances | None = None,
+        query_biases: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         layer_idx: int | None = None,
         **kwargs,
@@ -123,8 +181,11 @@ class Attention(nn.Module):
 
         Args:
             hidden_states: `(B, Q, hidden_size)`. key_value_states: `(B, K, key_value_size)`, for cross-attention.
-            attention_mask: what the backend takes, as the stack lowered it.
-            rotation: cos and sin of the queries' positions, for rotary schemes.
+            attention_mask: what the backend takes, as the stack lowered it, or a plan of the block kernel.
+            rotation: cos and sin of the queries' positions, or of the keys' where there is a memory, for rotary schemes.
+            global_rows: the queries that global projections serve, in layers that have them.
+            distances, query_biases: from queries to keys, and `(2, H, D)`: u and v, for Transformer-XL's positions.
+            memory: `(B, M, hidden_size)`, states of earlier calls to attend to as well, in place of a cache of keys and values.
             past_key_values: extended by this call's keys and values; cross-attention computes its own once.
             layer_idx: overrides the module's own where layers share weights.
             kwargs: passed to the attention function (`position_bias`, `position_ids`, flash arguments).
@@ -135,32 +196,68 @@ class Attention(nn.Module):
         layer_idx = self.layer_idx if layer_idx is None else layer_idx
         query = self._heads(self.q_proj(hidden_states), self.q_norm)  # (B, H, Q, D)
         if rotation is not None:
-            query = rotate(query, *rotation)
+            own = rotation if memory is None else [part[..., -query.shape[2] :, :] for part in rotation]
+            query = rotate(query, *own)
         if key_value_states is None:
-            key, value = self._keys_and_values(hidden_states, rotation)
+            remembered = hidden_states if memory is None else torch.cat((memory, hidden_states), dim=1)
+            key, value = self._keys_and_values(remembered, rotation)
             if isinstance(past_key_values, EncoderDecoderCache):
                 past_key_values = past_key_values.self_attention_cache
-            if past_key_values is not None:
+            if past_key_values is not None and memory is None:
                 key, value = past_key_values.update(key, value, layer_idx)
         else:
             key, value = self._cross_keys_and_values(key_value_states, past_key_values, layer_idx)
 
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        if distances is not None:
+            query, bias = self._relate(query, distances, query_biases)
+            attention_mask, bias = merge(attention_mask, bias)
+            kwargs |= {} if bias is None else {"position_bias": bias}
         if self.sinks is not None:
             kwargs["s_aux"] = self.sinks
-        output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **self.options,
-            **kwargs,
-        )
+        options = {"scaling": self.scaling, "dropout": self.config.attention_dropout if self.training else 0.0}
+        options |= {**self.options, **kwargs}
+        if isinstance(attention_mask, BlockPlan):
+            output, weights = attend_in_blocks(query, key, value, attention_mask, **options), None
+        else:
+            attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+            output, weights = attend(self, query, key, value, attention_mask, **options)
+        if global_rows is not None:
+            related = (distances, query_biases)
+            output = self._attend_globally(output, hidden_states, rotation, related, global_rows, options)
         output = output.reshape(*hidden_states.shape[:-1], -1).contiguous()  # (B, Q, H * D)
         return self.o_proj(output), weights
+
+    def _relate(
+        self, query: torch.Tensor, distances: Distances, query_biases: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The query that meets the keys, and the score bias `(B, H, Q, K)`: the two terms of `TransformerXlPositions`."""
+        u, v = query_biases[:, :, None].to(query.dtype)  # (H, 1, D) each
+        waves = self.r_proj(distances.waves).view(-1, query.shape[1], self.head_dim)
+        return query + u, distance_scores((query + v) * self.scaling, waves, distances.index)
+
+    def _attend_globally(self, output, hidden_states, rotation, related, rows: GlobalRows, options) -> torch.Tensor:
+        """`output` `(B, Q, H, D)` with the global queries' rows computed by the global projections, over all of the text
+        (Longformer, arXiv:2004.05150, sec. 3.1)."""
+
+        def pick(states: torch.Tensor) -> torch.Tensor:
+            index = rows.index[..., None].expand(-1, -1, states.shape[-1])
+            return states.expand(len(index), -1, -1).gather(1, index)
+
+        query = self._heads(self.q_proj_global(pick(hidden_states)), self.q_norm)  # (B, H, R, D)
+        key = self._heads(self.k_proj_global(hidden_states), self.k_norm)
+        value = self._heads(self.v_proj_global(hidden_states), None)
+        if rotation is not None:
+            query = rotate(query, *(pick(part.squeeze(1)).unsqueeze(1) for part in rotation))
+            key = rotate(key, *rotation)
+        distances, query_biases = related
+        bias = None
+        if distances is not None:
+            query, bias = self._relate(query, distances._replace(index=pick(distances.index)), query_biases)
+        found, _ = eager_attention(self, query, key, value, rows.mask, **{**options, "position_bias": bias})
+        is_picked = rows.is_global.gather(1, rows.index)[..., None, None]
+        index = rows.index[..., None, None].expand(-1, -1, *found.shape[2:])
+        rebuilt = torch.zeros_like(output).scatter_add(1, index, (found * is_picked).to(output.dtype))
+        return torch.where(rows.is_global[..., None, None], rebuilt, output)
 
     def _heads(self, states: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
         """`(B, S, heads * D)` -> `(B, heads, S, D)`, normalised where the form asks for it."""

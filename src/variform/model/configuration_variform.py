@@ -13,9 +13,11 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .patterns import Pattern, SlidingWindow, parse
+
 VERSION = "0.1.0"
 
-PositionEmbeddingType = Literal["none", "learned", "sinusoidal", "rope", "relative_bias", "alibi"]
+PositionEmbeddingType = Literal["none", "learned", "sinusoidal", "rope", "relative_bias", "alibi", "transformer_xl"]
 NormType = Literal["layer_norm", "rms_norm"]
 NormPlacement = Literal["pre", "post", "sandwich", "reordered"]
 Pooling = Literal["first", "mean", "last"]
@@ -91,27 +93,6 @@ def one_of(name: str, value: Any, allowed: Any) -> None:
     near = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"`{name}={value!r}` is not one of {sorted(map(str, allowed))}.{hint}")
-
-
-def parse_pattern(spec: str | dict[str, Any]) -> dict[str, Any]:
-    """The canonical dict of one attention pattern: `"sliding_window:512"` is `{"name": "sliding_window", "window": 512}`."""
-    if isinstance(spec, str):
-        name, _, argument = spec.partition(":")
-        pattern: dict[str, Any] = {"name": name}
-        if argument:
-            key, _, number = argument.rpartition("=")
-            refuse(not number.isdigit(), f"`attention_patterns` entry {spec!r}: {argument!r} is not `name:number`.")
-            pattern[key or "window"] = int(number)
-    else:
-        refuse(not isinstance(spec, dict), f"`attention_patterns` entry {spec!r} is neither a string nor a dict.")
-        pattern = dict(spec)
-    one_of("attention_patterns", pattern.get("name"), ["full", "sliding_window"])
-    wanted = {"full": {"name"}, "sliding_window": {"name", "window"}}[pattern["name"]]
-    refuse(set(pattern) != wanted, f"`attention_patterns` entry {spec!r} must have exactly the keys {sorted(wanted)}.")
-    window = pattern.get("window", 1)
-    is_count = isinstance(window, int) and window >= 1
-    refuse(not is_count, f"`attention_patterns` entry {spec!r}: the window must be at least 1 key.")
-    return pattern
 
 
 def checked(config_class: Any) -> Any:
@@ -191,7 +172,8 @@ class VariformStackConfig(VariformBaseConfig):
         type_vocab_size: number of token types (BERT's segments); 0 for none.
         tie_word_embeddings: the language-model head uses the token embeddings.
     Positions:
-        position_embedding_type: none, learned, sinusoidal, rope, relative_bias (T5) or alibi.
+        position_embedding_type: none, learned, sinusoidal, rope, relative_bias (T5), alibi or transformer_xl (needs an even
+            hidden_size).
         rope_parameters: transformers' dict, `{"rope_type": ..., "rope_theta": ..., "partial_rotary_factor": ...}`, or one
             such dict a layer type.
         relative_attention_num_buckets, relative_attention_max_distance: T5's buckets; distances in tokens.
@@ -214,8 +196,11 @@ class VariformStackConfig(VariformBaseConfig):
         attention_scale: factor on the scores. Default: head_dim ** -0.5 (T5: 1.0).
         attn_logit_softcapping: scores are cap * tanh(score / cap) (Gemma 2).
         attention_sinks: one learned logit a head joins each softmax (gpt-oss).
-        attention_patterns: what a query may see, tiled over the layers: "full", "sliding_window:W" (causal: W keys with the
-            query itself; both ways: W on each side).
+        attention_patterns: what a query may see, tiled over the layers; each a string or a dict: "full", "sliding_window:512"
+            (causal: 512 keys with the query itself; both ways: 512 on each side), "dilated", "chunked", "local_global",
+            "strided", "fixed", "big_bird", "lsh", "prefix_lm", with the fields of the classes in `patterns.py`.
+        memory_length: how many of its last inputs each layer of a decoder keeps from one call to the next, without gradient,
+            and attends to as well (Transformer-XL); 0 for none. They travel as past_key_values, in place of keys and values.
     Feed-forward:
         hidden_act: any activation of transformers' ACT2FN. gated_mlp: GLU variant. mlp_bias: biases.
     Heads:
@@ -284,6 +269,7 @@ class VariformStackConfig(VariformBaseConfig):
     attn_logit_softcapping: Number | None = None
     attention_sinks: bool = False
     attention_patterns: list[Any] = field(default_factory=lambda: ["full"])
+    memory_length: int = 0
 
     hidden_act: str = "silu"
     gated_mlp: bool = True
@@ -330,32 +316,51 @@ class VariformStackConfig(VariformBaseConfig):
         if self.final_norm is None:
             self.final_norm = self.norm_placement != "post"
         refuse(not self.attention_patterns, "`attention_patterns=[]` is empty: name at least one, such as 'full'.")
-        self.attention_patterns = [parse_pattern(spec) for spec in self.attention_patterns]
+        self.attention_patterns = [parse(spec).to_dict() for spec in self.attention_patterns]
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
+        self._check_memory()
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None
         self._check_choices()
         self._check_combinations()
 
+    def pattern_of(self, layer_idx: int) -> Pattern:
+        """What the queries of one layer may see."""
+        entry = self.attention_patterns[layer_idx % len(self.attention_patterns)]
+        return parse(entry).at_layer(layer_idx)
+
     @property
     def layer_types(self) -> list[str]:
-        """Hugging Face's name of each layer's pattern, from which stock caches and masks are chosen."""
-        names = {"full": "full_attention", "sliding_window": "sliding_attention"}
-        patterns = [names[pattern["name"]] for pattern in self.attention_patterns]
-        return [patterns[i % len(patterns)] for i in range(self.num_hidden_layers)]
+        """Hugging Face's name for what each layer's cache must hold: the last keys ("sliding_attention") or all of them.
+
+        A memory holds each layer's last inputs, whatever its pattern.
+        """
+        if self.memory_length > 0:
+            return ["sliding_attention"] * self.num_hidden_layers
+        patterns = [parse(entry) for entry in self.attention_patterns]
+        types = ["full_attention" if p.retained(is_causal=True) is None else "sliding_attention" for p in patterns]
+        return [types[i % len(types)] for i in range(self.num_hidden_layers)]
 
     @property
     def sliding_window(self) -> int | None:
-        """Keys that a sliding layer sees (causal), or sees on each side (both ways); None without such layers."""
-        return next((pattern["window"] for pattern in self.attention_patterns if "window" in pattern), None)
+        """How many of the last keys the caches of sliding layers hold; both ways, the widest window; None without any.
+
+        transformers counts the query's own key, so that a memory of M inputs is a window of M + 1.
+        """
+        if self.memory_length > 0:
+            return self.memory_length + 1
+        patterns = [parse(entry) for entry in self.attention_patterns]
+        if not self.is_causal_stack:
+            return max((p.window for p in patterns if isinstance(p, SlidingWindow)), default=None)
+        return max((kept for p in patterns if (kept := p.retained(is_causal=True)) is not None), default=None)
 
     @sliding_window.setter
     def sliding_window(self, window: int) -> None:
-        # Tools set it on any config; without sliding layers there is nothing to change
-        for pattern in self.attention_patterns:
-            if "window" in pattern:
-                pattern["window"] = window
+        # Tools set it on any config; without sliding windows there is nothing to change
+        for entry in self.attention_patterns:
+            if entry["name"] == "sliding_window":
+                entry["window"] = window
 
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:
@@ -376,11 +381,13 @@ class VariformStackConfig(VariformBaseConfig):
         process computes all heads: still right, and slower.
         """
         is_per_head = self.attention_sinks or self.qk_norm == "full"
-        if is_per_head or self.position_embedding_type in ("relative_bias", "alibi"):
+        if is_per_head or self.position_embedding_type in ("relative_bias", "alibi", "transformer_xl"):
             split, merge = "colwise_gather_output", "rowwise_split_input"
         else:
             split, merge = "colwise", "rowwise"
         attention = {"q_proj": split, "k_proj": split, "v_proj": split, "o_proj": merge}
+        if self.position_embedding_type == "transformer_xl":
+            attention["r_proj"] = split
         if self.qk_norm == "head":
             norm = "replicated_with_grad_allreduce" if split == "colwise" else "replicate"
             attention.update(q_norm=norm, k_norm=norm)
@@ -467,20 +474,8 @@ class VariformStackConfig(VariformBaseConfig):
             self.skip_first_norm and self.norm_placement not in ("pre", "sandwich"),
             f"`skip_first_norm=True` leaves out a norm that `norm_placement={self.norm_placement!r}` does not have.",
         )
-        windows = {pattern["window"] for pattern in self.attention_patterns if "window" in pattern}
-        refuse(
-            len(windows) > 1,
-            f"`attention_patterns` has windows of {sorted(windows)} keys; sliding layers share one window a stack.",
-        )
-        refuse(
-            len(windows) == 1 and max(windows) > self.max_position_embeddings,
-            f"`attention_patterns` has a window of {max(windows, default=0)} keys, wider than "
-            f"`max_position_embeddings={self.max_position_embeddings}`; use 'full'.",
-        )
-        refuse(
-            self.is_causal_stack and windows == {1},
-            "`attention_patterns` has a causal window of 1 key, in which a token sees only itself; use 2 or more.",
-        )
+        for entry in self.attention_patterns:
+            parse(entry).check(self.is_causal_stack, self.max_position_embeddings, self.num_attention_heads)
         refuse(
             self.is_causal_stack and self.pooler,
             "`pooler=True` is for encoders; drop it, or set `classifier_transform=True` for a dense layer before the labels.",
@@ -495,6 +490,11 @@ class VariformStackConfig(VariformBaseConfig):
             )
         if self.position_embedding_type == "relative_bias":
             self._check_buckets()
+        refuse(
+            self.position_embedding_type == "transformer_xl" and self.hidden_size % 2 != 0,
+            f"`hidden_size={self.hidden_size}` is odd, and `position_embedding_type='transformer_xl'` has a sine and a cosine "
+            "of each frequency; choose an even one.",
+        )
 
     def _check_groups(self) -> None:
         groups = self.num_hidden_groups or self.num_hidden_layers
@@ -502,9 +502,10 @@ class VariformStackConfig(VariformBaseConfig):
             self.num_hidden_layers % groups != 0,
             f"`num_hidden_groups={groups}` does not divide `num_hidden_layers={self.num_hidden_layers}`.",
         )
-        size, types = self.num_hidden_layers // groups, self.layer_types
+        size = self.num_hidden_layers // groups
+        entries = [self.attention_patterns[i % len(self.attention_patterns)] for i in range(self.num_hidden_layers)]
         refuse(
-            any(len(set(types[i * size : (i + 1) * size])) > 1 for i in range(groups)),
+            any(entries[i] != entries[i // size * size] for i in range(self.num_hidden_layers)),
             f"`num_hidden_groups={groups}` makes layers share weights that `attention_patterns` gives different patterns; "
             "give one pattern to each group.",
         )
@@ -512,6 +513,20 @@ class VariformStackConfig(VariformBaseConfig):
             self.skip_first_norm and size > 1,
             f"`skip_first_norm=True` would leave the norm out of {size} layers that share weights "
             f"(`num_hidden_groups={groups}`); drop one of them.",
+        )
+
+    def _check_memory(self) -> None:
+        refuse(self.memory_length < 0, f"`memory_length={self.memory_length}` must be 0 (none) or more.")
+        refuse(
+            self.memory_length > 0 and not self.is_causal_stack,
+            f"`memory_length={self.memory_length}` is for decoders: an encoder's tokens see both ways, so that a text cannot be "
+            "read in pieces; drop it.",
+        )
+        by_layer_type = any(isinstance(value, dict) for value in (self.rope_parameters or {}).values())
+        refuse(
+            self.memory_length > 0 and by_layer_type,
+            f"`memory_length={self.memory_length}` makes all layers of one type for their caches, and `rope_parameters` tells "
+            "them apart by type; give one dict for all.",
         )
 
     def _check_rope(self) -> None:

@@ -206,12 +206,22 @@ class SequenceClassificationHead:
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
+        prefix_lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
         """Args: labels: `(batch,)` class ids; floats `(batch,)` for one label, `(batch, num_labels)` for several at once."""
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, past_key_values, inputs_embeds, **kwargs
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids,
+            past_key_values,
+            inputs_embeds,
+            global_attention_mask=global_attention_mask,
+            prefix_lengths=prefix_lengths,
+            **kwargs,
         )
         logits = self.classifier(pooled_output(outputs, attention_mask, self.config))
         loss = None if labels is None else classification_loss(logits, labels, self.config, num_items)
@@ -240,12 +250,22 @@ class TokenClassificationHead:
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
+        prefix_lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> TokenClassifierOutput:
         """Args: labels: `(batch, seq)` class ids; -100 carries no weight."""
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, past_key_values, inputs_embeds, **kwargs
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids,
+            past_key_values,
+            inputs_embeds,
+            global_attention_mask=global_attention_mask,
+            prefix_lengths=prefix_lengths,
+            **kwargs,
         )
         logits = self.classifier(outputs.last_hidden_state)
         loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch=num_items)
@@ -276,12 +296,22 @@ class QuestionAnsweringHead:
         inputs_embeds: torch.Tensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
+        prefix_lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """Args: start_positions, end_positions: `(batch,)` token indices; outside the text, they carry no weight."""
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, past_key_values, inputs_embeds, **kwargs
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids,
+            past_key_values,
+            inputs_embeds,
+            global_attention_mask=global_attention_mask,
+            prefix_lengths=prefix_lengths,
+            **kwargs,
         )
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)  # (batch, seq) each
         loss = None
@@ -323,6 +353,7 @@ class MultipleChoiceHead:
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> MultipleChoiceModelOutput:
         """Args: all inputs `(batch, choices, seq, ...)`. labels: `(batch,)`, the number of the right choice."""
@@ -333,9 +364,16 @@ class MultipleChoiceHead:
         num_choices = given.shape[1]
         flat = [
             None if tensor is None else tensor.flatten(0, 1)
-            for tensor in (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
+            for tensor in (
+                input_ids,
+                attention_mask,
+                position_ids,
+                token_type_ids,
+                inputs_embeds,
+                global_attention_mask,
+            )
         ]
-        outputs = self.model(*flat[:4], inputs_embeds=flat[4], **kwargs)
+        outputs = self.model(*flat[:4], inputs_embeds=flat[4], global_attention_mask=flat[5], **kwargs)
         logits = self.classifier(pooled_output(outputs, flat[1], self.config)).view(-1, num_choices)
         loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch=num_items)
         return MultipleChoiceModelOutput(

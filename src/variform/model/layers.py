@@ -5,9 +5,10 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Attention
+from .attention import Attention, GlobalRows
 from .feed_forward import FeedForward
 from .norms import Residual
+from .positions import Distances
 
 
 class TransformerLayer(GradientCheckpointingLayer):
@@ -39,18 +40,29 @@ class TransformerLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
         position_bias: torch.Tensor | None = None,
+        global_rows: GlobalRows | None = None,
+        distances: Distances | None = None,
+        query_biases: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """`(batch, seq, hidden_size)` -> `(batch, seq, hidden_size)`; masks and positions as the stack lowered them."""
+        """`(batch, seq, hidden_size)` -> `(batch, seq, hidden_size)`; masks and positions as the stack lowered them.
+
+        `memory` `(batch, kept, hidden_size)` holds this layer's inputs of earlier calls.
+        """
         inputs = hidden_states
         bias = {} if position_bias is None else {"position_bias": position_bias}
         branch, _ = self.self_attn(
             self.attention_residual.enter(hidden_states),
             attention_mask=attention_mask,
             rotation=rotation,
+            global_rows=global_rows,
+            distances=distances,
+            query_biases=query_biases,
+            memory=None if memory is None else self.attention_residual.enter(memory),
             past_key_values=past_key_values,
             **bias,
             **kwargs,

@@ -6,7 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    EncoderDecoderCache,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 from transformers.generation import GenerationMixin, MaxLengthCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -33,9 +40,11 @@ from .heads import (
     pool,
 )
 from .losses import check_labels, shift_labels
+from .masks import is_plain_mask
 from .norms import LayerScale, RMSNorm
-from .positions import AlibiBias, LearnedPositions, RelativeBias, alibi_slopes
-from .stacks import TransformerStack, is_plain_mask
+from .patterns import parse
+from .positions import AlibiBias, LearnedPositions, RelativeBias, TransformerXlPositions, alibi_slopes
+from .stacks import TransformerStack
 
 logger = logging.get_logger(__name__)
 
@@ -47,10 +56,16 @@ def backend_obstacle(config, implementation: str) -> str | None:
         obstacles = {"attn_logit_softcapping": None, "attention_sinks": False}
     elif implementation.startswith("flash_attention"):
         obstacles = {"attention_sinks": False} if implementation == "flash_attention_2" else {}
-        if config.position_embedding_type in ("relative_bias", "alibi"):
+        if config.position_embedding_type in ("relative_bias", "alibi", "transformer_xl"):
             return f"position_embedding_type={config.position_embedding_type!r}"
         if config.head_dim > 256:
             return f"head_dim={config.head_dim}"
+    for entry in config.attention_patterns:
+        is_window = entry["name"] in ("full", "sliding_window")
+        if implementation.startswith("flash_attention") and not is_window:
+            return f"attention_patterns={str(parse(entry))!r}"
+        if implementation == "flex_attention" and entry.get("placement") == "first":
+            return f"attention_patterns={str(parse(entry))!r}"
     for name, harmless in obstacles.items():
         if getattr(config, name) != harmless:
             return f"{name}={getattr(config, name)}"
@@ -86,6 +101,9 @@ class VariformPreTrainedModel(PreTrainedModel):
             init.constant_(module.weight, 0.0 if module.unit_offset else 1.0)
         elif isinstance(module, (LearnedPositions, RelativeBias)):
             init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, TransformerXlPositions):
+            init.normal_(module.u, mean=0.0, std=std)
+            init.normal_(module.v, mean=0.0, std=std)
         elif isinstance(module, LayerScale):
             init.constant_(module.weight, module.init_value)
         elif isinstance(module, AlibiBias):
@@ -103,7 +121,7 @@ class VariformPreTrainedModel(PreTrainedModel):
         if obstacle is not None and attn_implementation is not None:
             raise ValueError(
                 f"`attn_implementation={attn_implementation!r}` cannot express `{obstacle}`; use 'eager', or "
-                "'flex_attention' where it runs."
+                "'sdpa' or 'flex_attention' where they can."
             )
         chosen = "eager" if obstacle is not None else attn_implementation
         return super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
@@ -188,11 +206,19 @@ class VariformEncoderModel(TransformerStack, VariformEncoderPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        global_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Arguments as in `TransformerStack.run`; an encoder keeps no cache but reads a prefix (PEFT's prefix tuning)."""
         output = self.run(
-            input_ids, attention_mask, position_ids, token_type_ids, past_key_values, inputs_embeds, **kwargs
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids,
+            past_key_values,
+            inputs_embeds,
+            global_attention_mask=global_attention_mask,
+            **kwargs,
         )
         pooled = None
         if self.pooler is not None:
@@ -232,12 +258,15 @@ class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
         use_cache: bool | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
+        prefix_lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Arguments as in `TransformerStack.run`. `use_cache` makes a cache where none is given, outside training."""
+        """Arguments as in `TransformerStack.run`. `use_cache` makes a cache where none is given: in training only for the
+        memory of a form that has one, and not with gradient checkpointing (give `past_key_values=model.new_cache()` then)."""
         if self.attends_to_encoder and encoder_hidden_states is None:
             raise ValueError("This decoder attends to an encoder: give `encoder_hidden_states`.")
-        if use_cache and past_key_values is None and not self.training:
+        if use_cache and past_key_values is None and (self.config.memory_length > 0 or not self.training):
             past_key_values = self.new_cache()
             if self.attends_to_encoder:
                 past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
@@ -250,6 +279,8 @@ class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
             inputs_embeds,
             encoder_hidden_states,
             encoder_attention_mask,
+            global_attention_mask,
+            prefix_lengths,
             **kwargs,
         )
         return BaseModelOutputWithPastAndCrossAttentions(
@@ -299,9 +330,12 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        global_attention_mask: torch.Tensor | None = None,
+        prefix_lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
-        """Arguments as in `TransformerStack.run`, for the encoder by their names and for the decoder after `decoder_`.
+        """Arguments as in `TransformerStack.run`, for the encoder by their names and for the decoder after `decoder_`;
+        `global_attention_mask` is the encoder's, `prefix_lengths` the decoder's.
 
         Raises:
             ValueError: if neither `decoder_input_ids` nor `decoder_inputs_embeds` is given.
@@ -313,7 +347,13 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
-                input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds=inputs_embeds, **kwargs
+                input_ids,
+                attention_mask,
+                position_ids,
+                token_type_ids,
+                inputs_embeds=inputs_embeds,
+                global_attention_mask=global_attention_mask,
+                **kwargs,
             )
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
@@ -326,6 +366,7 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
             use_cache=use_cache,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
             encoder_attention_mask=attention_mask,
+            prefix_lengths=prefix_lengths,
             **kwargs,
         )
         return Seq2SeqModelOutput(
@@ -340,8 +381,17 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
         )
 
 
-class TableLimitedGenerationMixin(GenerationMixin):
-    """Generation that stops, with the text so far, where a learned table of positions ends."""
+class VariformGenerationMixin(GenerationMixin):
+    """Generation that stops, with the text so far, where a learned table of positions ends; what it writes is not global."""
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, is_encoder_decoder=False, **kwargs) -> dict:
+        model_kwargs = GenerationMixin._update_model_kwargs_for_generation(
+            self, outputs, model_kwargs, is_encoder_decoder, **kwargs
+        )
+        marks = model_kwargs.get("global_attention_mask")
+        if marks is not None and not is_encoder_decoder:
+            model_kwargs["global_attention_mask"] = nn.functional.pad(marks, (0, kwargs.get("num_new_tokens", 1)))
+        return model_kwargs
 
     def _get_stopping_criteria(self: Any, generation_config, *args, **kwargs) -> StoppingCriteriaList:
         criteria = GenerationMixin._get_stopping_criteria(self, generation_config, *args, **kwargs)
@@ -379,12 +429,19 @@ class VariformEncoderForMaskedLM(LanguageModelHead, VariformEncoderPreTrainedMod
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         skip_logits: bool | None = None,
+        global_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
         """Args: labels: `(batch, seq)`, the tokens behind the masks; -100 elsewhere."""
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds=inputs_embeds, **kwargs
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            global_attention_mask=global_attention_mask,
+            **kwargs,
         )
         loss, logits = self.score(
             outputs.last_hidden_state, labels, skip_logits=skip_logits, num_items_in_batch=num_items
@@ -394,7 +451,7 @@ class VariformEncoderForMaskedLM(LanguageModelHead, VariformEncoderPreTrainedMod
         )
 
 
-class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedModel, TableLimitedGenerationMixin):
+class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedModel, VariformGenerationMixin):
     """A decoder that predicts the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -419,6 +476,8 @@ class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedMod
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool | None = None,
+        global_attention_mask: torch.Tensor | None = None,
+        prefix_lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithCrossAttentions:
         """Args: labels: `(batch, seq)`, as `input_ids`; the shift to the next token is made here. Where a trainer has
@@ -433,6 +492,8 @@ class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedMod
             past_key_values,
             inputs_embeds,
             use_cache=use_cache,
+            global_attention_mask=global_attention_mask,
+            prefix_lengths=prefix_lengths,
             **kwargs,
         )
         if targets is None and labels is not None:
@@ -455,7 +516,7 @@ class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedMod
 
 
 class VariformEncoderDecoderForConditionalGeneration(
-    LanguageModelHead, VariformEncoderDecoderPreTrainedModel, TableLimitedGenerationMixin
+    LanguageModelHead, VariformEncoderDecoderPreTrainedModel, VariformGenerationMixin
 ):
     """An encoder-decoder that writes a text for a text."""
 
@@ -470,6 +531,19 @@ class VariformEncoderDecoderForConditionalGeneration(
             # Named by its source: a tie to the decoder's table would be one link of a chain
             self._tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
         self.post_init()
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+        """transformers gives the cache of the cross-attention the decoder's windows; it reads the whole source."""
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if not isinstance(cache, EncoderDecoderCache):
+            return
+        layers = cache.cross_attention_cache.layers
+        for number, layer in enumerate(layers):
+            if layer.is_sliding and not layer.is_initialized:
+                is_static = isinstance(layer, StaticSlidingWindowLayer)
+                length = model_kwargs["encoder_outputs"][0].shape[1]
+                layers[number] = StaticLayer(length) if is_static else DynamicLayer()
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """`(batch, seq)` labels -> the decoder's inputs: the start token, then the labels but the last; -100 becomes padding.
@@ -502,6 +576,8 @@ class VariformEncoderDecoderForConditionalGeneration(
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool | None = None,
+        global_attention_mask: torch.Tensor | None = None,
+        prefix_lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput:
         """Args: labels: `(batch, target)`, the text to write; -100 carries no weight. Without decoder inputs, they are the
@@ -524,6 +600,8 @@ class VariformEncoderDecoderForConditionalGeneration(
             inputs_embeds,
             decoder_inputs_embeds,
             use_cache=use_cache,
+            global_attention_mask=global_attention_mask,
+            prefix_lengths=prefix_lengths,
             **kwargs,
         )
         loss, logits = self.score(

@@ -63,14 +63,24 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
         """`(B, S)` positions -> `(B, S, embedding_size)` float32."""
-        # float64 where it exists: at position 500 a float32 angle is off by 3e-5
-        dtype = torch.float32 if position_ids.device.type == "mps" else torch.float64
-        pairs = torch.arange(self.size // 2, device=position_ids.device, dtype=dtype)
-        frequencies = torch.exp(pairs * (-math.log(10000.0) / self.steps))
-        angles = (position_ids + self.offset)[..., None] * frequencies  # (B, S, size / 2)
-        if self.is_interleaved:
-            return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2).float()
-        return torch.cat((angles.sin(), angles.cos()), dim=-1).float()
+        waves = sines_and_cosines(position_ids + self.offset, self.size // 2, self.steps)
+        return torch.stack(waves, dim=-1).flatten(-2) if self.is_interleaved else torch.cat(waves, dim=-1)
+
+
+def sines_and_cosines(positions: torch.Tensor, count: int, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sines and the cosines of `positions` times `count` falling frequencies, `10000 ** (-i / steps)`.
+
+    Args:
+        positions: integers of any shape, also negative.
+
+    Returns:
+        Two tensors `(*positions.shape, count)` in float32.
+    """
+    # float64 where it exists: at position 500 a float32 angle is off by 3e-5
+    dtype = torch.float32 if positions.device.type == "mps" else torch.float64
+    numbers = torch.arange(count, device=positions.device, dtype=dtype)
+    angles = positions[..., None] * torch.exp(numbers * (-math.log(10000.0) / steps))
+    return angles.sin().float(), angles.cos().float()
 
 
 class RotaryEmbedding(nn.Module):
@@ -167,8 +177,18 @@ class RelativeBias(nn.Module):
     def forward(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """`(B, Q)` and `(B, K)` positions -> `(B, H, Q, K)`."""
         distance = key_positions[:, None, :] - query_positions[:, :, None]
-        buckets = relative_position_bucket(distance, self.is_causal, self.weight.shape[0], self.max_distance)
-        return nn.functional.embedding(buckets, self.weight).permute(0, 3, 1, 2)
+        return nn.functional.embedding(self._bucket(distance), self.weight).permute(0, 3, 1, 2)
+
+    def table(self, length: int) -> torch.Tensor:
+        """`(H, columns)`: the biases that pairs of places of a text of `length` tokens can have."""
+        return self.weight.t()
+
+    def column(self, query_places: torch.Tensor, key_places: torch.Tensor) -> torch.Tensor:
+        """The column of the table for each pair; the places broadcast against each other."""
+        return self._bucket(key_places - query_places)
+
+    def _bucket(self, distance: torch.Tensor) -> torch.Tensor:
+        return relative_position_bucket(distance, self.is_causal, self.weight.shape[0], self.max_distance)
 
 
 def alibi_slopes(num_heads: int) -> torch.Tensor:
@@ -195,13 +215,92 @@ class AlibiBias(nn.Module):
         distance = (key_positions[:, None, None, :] - query_positions[:, None, :, None]).abs()
         return distance * -self.slopes[:, None, None]
 
+    def table(self, length: int) -> torch.Tensor:
+        """`(H, length)`: the bias of each distance."""
+        return torch.arange(length, device=self.slopes.device) * -self.slopes[:, None]
+
+    def column(self, query_places: torch.Tensor, key_places: torch.Tensor) -> torch.Tensor:
+        """The column of the table for each pair; the places broadcast against each other."""
+        return (key_places - query_places).abs()
+
+
+class Distances(NamedTuple):
+    """How far apart queries and keys are, as Transformer-XL's layers read it: waves, and which of them each pair reads."""
+
+    waves: torch.Tensor  # (L, hidden_size), of L distances in a row
+    index: torch.Tensor  # (B, Q, K) int64, into the waves
+
+
+class TransformerXlPositions(nn.Module):
+    """Scores that know the distance, by content and by position (Transformer-XL, arXiv:1901.02860, sec. 3.3).
+
+    `score(i, j) = [(q_i + u) . k_j + (q_i + v) . (W_r R_{i-j})] * scale`, where `R_d` holds the sines, then the cosines, of
+    `d * 10000 ** (-2t / hidden_size)`. Both ways, distances are signed. `u` and `v` are learned, here, for all layers of the
+    stack; `W_r` is each layer's own (`r_proj`).
+
+    Differs from the paper's code: no dropout on `R` and no longest distance. With soft-capping, the cap is on the first term,
+    as on any score, and the second joins after it, as any position bias does.
+    """
+
+    def __init__(self, config, is_causal: bool):
+        super().__init__()
+        self.u = nn.Parameter(torch.empty(config.num_attention_heads, config.head_dim))
+        self.v = nn.Parameter(torch.empty(config.num_attention_heads, config.head_dim))
+        self.size = config.hidden_size
+        self.is_causal = is_causal
+
+    def forward(
+        self, query_positions: torch.Tensor, key_positions: torch.Tensor, sees_ahead: bool = False
+    ) -> Distances:
+        """`(B, Q)` and `(B, K)` positions -> the distances from queries to keys.
+
+        Traced, when shapes alone are known, distances are taken to lie below K, as those of counted positions do.
+
+        Args:
+            sees_ahead: whether a causal stack sees keys ahead of the query, as in a prefix. Else their distance is taken for 0.
+        """
+        most = key_positions.shape[1] - 1
+        lowest, highest = -most, most
+        if not is_torchdynamo_compiling() and not torch.jit.is_tracing():
+            ends = [*query_positions.aminmax(), *key_positions.aminmax()]
+            first_query, last_query, first_key, last_key = torch.stack(ends).tolist()
+            lowest, highest = first_query - last_key, last_query - first_key
+        if self.is_causal and not sees_ahead:
+            lowest, highest = 0, max(highest, 0)
+        waves = sines_and_cosines(
+            torch.arange(lowest, highest + 1, device=key_positions.device), self.size // 2, self.size // 2
+        )
+        distances = query_positions[:, :, None] - key_positions[:, None, :]
+        return Distances(torch.cat(waves, dim=-1), distances.clamp(lowest, highest) - lowest)
+
+    def biases(self) -> torch.Tensor:
+        """`(2, H, D)`: u and v, as one tensor that the layers are handed."""
+        return torch.stack((self.u, self.v))
+
+
+def distance_scores(query: torch.Tensor, waves: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The products of queries and projected waves, for each pair its own distance: the "relative shift" of
+    arXiv:1901.02860, app. B, for distances in any order.
+
+    Args:
+        query: `(B, H, Q, D)`. waves: `(L, H, D)`, of L distances. index: `(B or 1, Q, K)`, below L.
+
+    Returns:
+        `(B, H, Q, K)`.
+    """
+    by_distance = torch.matmul(query, waves.permute(1, 2, 0))  # (B, H, Q, L)
+    return by_distance.gather(-1, index[:, None].expand(*query.shape[:2], -1, -1))
+
 
 class PositionHooks(NamedTuple):
     """The modules through which a stack's position scheme acts; None where the scheme does not act so."""
 
     add: nn.Module | None = None  # (B, S) -> (B, S, embedding_size), onto the embeddings
     rotate: nn.ModuleDict | None = None  # a layer type's (B, S) -> cos, sin, onto queries and keys
-    bias: nn.Module | None = None  # (B, Q), (B, K) -> (B, H, Q, K), onto the scores
+    bias: nn.Module | None = (
+        None  # (B, Q), (B, K) -> (B, H, Q, K), onto the scores; also as a table with a column a pair
+    )
+    relate: nn.Module | None = None  # (B, Q), (B, K) -> distances, of which each layer makes a bias for its own queries
 
 
 def make_position_hooks(config, is_causal: bool) -> PositionHooks:
@@ -218,6 +317,8 @@ def make_position_hooks(config, is_causal: bool) -> PositionHooks:
         return PositionHooks(bias=RelativeBias(config, is_causal))
     if scheme == "alibi":
         return PositionHooks(bias=AlibiBias(config))
+    if scheme == "transformer_xl":
+        return PositionHooks(relate=TransformerXlPositions(config, is_causal))
     return PositionHooks()
 
 
@@ -235,8 +336,9 @@ def key_positions(
 ) -> torch.Tensor:
     """Positions of the keys in a cache, in line with the positions of the queries.
 
-    In a first call the first keys are the queries' own. Later, keys are counted over the real tokens, or over the slots
-    where no mask tells them apart, and shifted so that the last query falls on its own key.
+    In a first call the first keys are the queries' own, and later, in a cache that grows, the last ones. The others are
+    counted over the real tokens, or over the slots where no mask tells them apart, and shifted so that the last query falls
+    on its own key.
 
     Args:
         attention_mask: `(B, slots)`, 1 for real tokens, or None. position_ids: `(B, Q)`. seen: tokens before these.
@@ -253,7 +355,12 @@ def key_positions(
         counted = count_positions(attention_mask.to(keys.device))
         keys = counted[:, keys[0].clamp(max=counted.shape[1] - 1)]
         last_key = counted[:, torch.as_tensor(last_key, device=keys.device).view(1)]
-    return keys + (position_ids[:, -1:] - last_key)
+    keys = keys + (position_ids[:, -1:] - last_key)
+    if not isinstance(seen, int):
+        return keys
+    past = keys[:, : num_keys - position_ids.shape[1]]
+    batch = max(len(past), len(position_ids))
+    return torch.cat((past.expand(batch, -1), position_ids.expand(batch, -1)), dim=1)
 
 
 def packed_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:

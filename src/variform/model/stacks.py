@@ -5,21 +5,31 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import (
-    create_bidirectional_mask,
-    create_bidirectional_sliding_window_mask,
-    create_causal_mask,
-    create_sliding_window_causal_mask,
-)
+from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import TransformersKwargs, is_torchdynamo_compiling
 from transformers.utils.output_capturing import OutputRecorder
 
-from .attention import Attention, is_hiding
+from .attention import Attention, GlobalRows, merge
 from .embeddings import TextEmbeddings, look_up
 from .layers import TransformerLayer
+from .masks import (
+    Scene,
+    find_global_rows,
+    is_first_call,
+    is_pair_cache,
+    is_plain_mask,
+    is_traced,
+    lay_out,
+    lower_to_mask,
+    lower_to_plan,
+    repeat_bias,
+    seen_tokens,
+    simplify,
+)
 from .norms import make_norm
-from .positions import count_positions, key_positions, make_position_hooks, packed_documents
+from .patterns import Pattern, PrefixLm
+from .positions import Distances, count_positions, key_positions, make_position_hooks, packed_documents
 
 # What a forward names: a keyword close to one of these is a slip of the pen
 ARGUMENTS = frozenset(
@@ -31,12 +41,16 @@ ARGUMENTS = frozenset(
 )
 PASSED_ON = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "cache_position", "debug_io"}
 
-MASKS = {
-    ("full_attention", True): create_causal_mask,
-    ("full_attention", False): create_bidirectional_mask,
-    ("sliding_attention", True): create_sliding_window_causal_mask,
-    ("sliding_attention", False): create_bidirectional_sliding_window_mask,
-}
+
+class Lowered(NamedTuple):
+    """What the layers of one pattern are given, made once a forward."""
+
+    attention_mask: Any  # as the backend takes it, or a plan of the block kernel
+    rotation: tuple[torch.Tensor, torch.Tensor] | None  # cos and sin, of the queries or, with a memory, of the keys
+    position_bias: torch.Tensor | None  # (batch or 1, heads, seq, keys); beside a plan, a table (heads, columns)
+    global_rows: GlobalRows | None  # the queries that see all through projections of their own
+    distances: Distances | None  # of which each layer makes a score bias for its own queries
+    query_biases: torch.Tensor | None  # (2, heads, head_dim): the u and v that go with them
 
 
 class StackOutput(NamedTuple):
@@ -73,12 +87,17 @@ class TransformerStack:
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         hooks = make_position_hooks(config, self.is_causal)
         self.embeddings = TextEmbeddings(config, hooks.add)
-        self.rotary_emb, self.position_bias = hooks.rotate, hooks.bias
+        self.rotary_emb, self.position_bias, self.relative_positions = hooks.rotate, hooks.bias, hooks.relate
         layers_a_group = config.num_hidden_layers // (config.num_hidden_groups or config.num_hidden_layers)
         firsts = range(0, config.num_hidden_layers, layers_a_group)
         self.layers = nn.ModuleList([TransformerLayer(config, i, self.is_causal, encoder_size) for i in firsts])
         self.norm = make_norm(config) if config.final_norm else None
         self.layer_types = config.layer_types
+        # The distinct patterns, the first layer that has each, and which one each layer has
+        of_layers = [config.pattern_of(layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        self.patterns = list(dict.fromkeys(of_layers))
+        self.first_layers = [of_layers.index(pattern) for pattern in self.patterns]
+        self.pattern_numbers = [self.patterns.index(pattern) for pattern in of_layers]
         self.gradient_checkpointing = False
 
     def run(
@@ -91,6 +110,8 @@ class TransformerStack:
         inputs_embeds: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: Any = None,
+        global_attention_mask: torch.Tensor | None = None,
+        prefix_lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> StackOutput:
         """Runs the stack.
@@ -101,8 +122,11 @@ class TransformerStack:
             position_ids: `(batch or 1, seq)`. Default: counted from `attention_mask`, the first real token is 0. Where they
                 restart inside a row, the row is a pack of documents that do not see each other.
             token_type_ids: `(batch, seq)`.
-            past_key_values: keys and values of the tokens before; extended in place.
+            past_key_values: keys and values of the tokens before or, with `memory_length`, each layer's last inputs; extended
+                in place.
             encoder_hidden_states, encoder_attention_mask: `(batch, source, encoder_size)` and `(batch, source)`.
+            global_attention_mask: `(batch, seq)`, 1 for the tokens that see and are seen by all, for "local_global" layers.
+            prefix_lengths: `(batch,)`, how many first tokens see each other both ways, for "prefix_lm" layers.
 
         Raises:
             ValueError: for ids, positions or masks that do not fit, naming them.
@@ -113,7 +137,11 @@ class TransformerStack:
         if inputs_embeds is None:
             inputs_embeds = look_up(self.embed_tokens, input_ids, "input_ids")
         check_mask(attention_mask, inputs_embeds, past_key_values)
+        self._check_marks(global_attention_mask, prefix_lengths, inputs_embeds, past_key_values)
         cache = past_key_values.self_attention_cache if is_pair_cache(past_key_values) else past_key_values
+        has_memory = self.config.memory_length > 0 and cache is not None
+        if has_memory:
+            check_memory(cache, self.config, len(inputs_embeds))
         # A mask without padding says nothing; without it the fast kernels are open, and explicit positions can mark packing
         if is_plain_mask(attention_mask) and not is_traced() and bool(attention_mask.all()):
             attention_mask = None
@@ -124,7 +152,13 @@ class TransformerStack:
             documents = packed_documents(position_ids, attention_mask)
 
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
-        lowered = self._lower(hidden_states, attention_mask, position_ids, documents, cache)
+        premade = None if is_plain_mask(attention_mask) else attention_mask
+        plain_mask = attention_mask if premade is None else None
+        texts = lay_out(
+            hidden_states, plain_mask, documents, seen_tokens(cache), global_attention_mask, prefix_lengths
+        )
+        scene = Scene(self.config, hidden_states, plain_mask, position_ids, texts, cache)
+        lowered = self._lower(scene, premade)
         if encoder_hidden_states is not None:
             check_mask(encoder_attention_mask, encoder_hidden_states, name="encoder_attention_mask")
             encoder_attention_mask = create_bidirectional_mask(
@@ -133,15 +167,19 @@ class TransformerStack:
                 attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
             )
-        layers_a_group = len(self.layer_types) // len(self.layers)
-        for layer_idx, layer_type in enumerate(self.layer_types):
+        layers_a_group = self.config.num_hidden_layers // len(self.layers)
+        # With a memory, a layer has no keys and values of its own to keep; checkpointing warns of a cache that it may not fill
+        keeps_keys = not has_memory or is_pair_cache(past_key_values)
+        for layer_idx, number in enumerate(self.pattern_numbers):
+            memory = recall(cache, hidden_states, layer_idx) if has_memory else None
             output = self.layers[layer_idx // layers_a_group](
                 # By position what may carry a gradient: reentrant checkpointing backpropagates through keywords once a layer
                 hidden_states,
-                *lowered[layer_type],
+                *lowered[number],
                 encoder_hidden_states,
                 encoder_attention_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
+                memory=memory,
+                past_key_values=past_key_values if keeps_keys else None,
                 position_ids=position_ids,
                 layer_idx=layer_idx,
                 **kwargs,
@@ -151,8 +189,32 @@ class TransformerStack:
             hidden_states = self.norm(hidden_states)
         return StackOutput(hidden_states, past_key_values)
 
+    def _check_marks(self, global_attention_mask, prefix_lengths, inputs_embeds, past_key_values) -> None:
+        """Refuses marks that no layer reads, or of a wrong shape."""
+        batch, length = inputs_embeds.shape[:2]
+        names = {pattern.name for pattern in self.patterns}
+        marks = {"global_attention_mask": global_attention_mask, "prefix_lengths": prefix_lengths}
+        readers = {"global_attention_mask": "local_global", "prefix_lengths": "prefix_lm"}
+        for name, value in marks.items():
+            if value is not None and readers[name] not in names:
+                raise ValueError(
+                    f"`{name}` is given, but no layer has the pattern '{readers[name]}': leave it out, or name the pattern in "
+                    "`attention_patterns`."
+                )
+        if is_traced() or not is_first_call(past_key_values):
+            return
+        shapes = {"global_attention_mask": (batch, length), "prefix_lengths": (batch,)}
+        for name, value in marks.items():
+            if value is not None and tuple(value.shape) != shapes[name]:
+                raise ValueError(f"`{name}` has shape {tuple(value.shape)}, expected {shapes[name]}.")
+        if prefix_lengths is not None and bool(((prefix_lengths < 0) | (prefix_lengths > length)).any()):
+            raise ValueError(
+                f"`prefix_lengths={prefix_lengths.tolist()}` must lie between 0 and the {length} tokens of the first call: a "
+                "prefix that sees itself both ways cannot be given in pieces."
+            )
+
     def new_cache(self) -> Cache:
-        """An empty cache that fits the stack's patterns."""
+        """An empty cache that fits the stack's patterns or, with `memory_length`, holds its memory."""
         return DynamicCache(config=self.config)
 
     def _count(self, inputs_embeds, attention_mask, cache) -> torch.Tensor:
@@ -166,54 +228,63 @@ class TransformerStack:
             return count_positions(attention_mask.to(slots.device)).index_select(1, slots)
         return slots[None]
 
-    def _lower(self, hidden_states, attention_mask, position_ids, documents, cache) -> dict[str, tuple]:
-        """What the layers of each type are given: the mask as the backend takes it, the rotation, the score bias."""
-        lowered = {}
-        for layer_type in set(self.layer_types):
-            mask = self._mask(layer_type, hidden_states, attention_mask, documents, cache)
-            bias = self._bias(layer_type, hidden_states, attention_mask, position_ids, cache)
-            if bias is not None and isinstance(mask, torch.Tensor):
-                mask, bias = add_bias(mask, bias), None
+    def _lower(self, scene: Scene, premade: Any) -> list[Lowered]:
+        """What the layers of each pattern are given; `premade` is a mask as the backend takes it, or one a layer type."""
+        lowered = []
+        for pattern, layer_idx in zip(self.patterns, self.first_layers):
+            layer_type = self.layer_types[layer_idx]
+            sees_ahead = premade is not None or isinstance(pattern, PrefixLm)
+            if premade is not None:
+                mask = premade[layer_type] if isinstance(premade, dict) else premade
+                mask, bias = merge(mask, self._bias(scene, layer_idx))
+            else:
+                mask, bias = self._mask_and_bias(simplify(pattern, scene), scene, layer_idx)
             rotation = None
             if self.rotary_emb is not None:
-                rotation = tuple(
-                    part.unsqueeze(1) for part in self.rotary_emb[layer_type](hidden_states, position_ids)
-                )
-            lowered[layer_type] = (mask, rotation, bias)
+                has_memory = self.config.memory_length > 0
+                positions = self._key_positions(scene, layer_idx) if has_memory else scene.position_ids
+                parts = self.rotary_emb[layer_type](scene.hidden_states, positions)
+                rotation = tuple(part.unsqueeze(1) for part in parts)
+            rows = find_global_rows(pattern, scene, self.position_bias)
+            lowered.append(Lowered(mask, rotation, bias, rows, *self._distances(scene, layer_idx, sees_ahead)))
         return lowered
 
-    def _mask(self, layer_type, hidden_states, attention_mask, documents, cache) -> torch.Tensor | None:
-        """What the layers of one type hide; None where nothing is hidden but, in a causal stack, the future."""
-        if isinstance(attention_mask, dict):
-            return attention_mask[layer_type]
-        options: dict[str, Any] = {}
-        if documents is not None:
-            documents = documents.expand(hidden_states.shape[0], -1)
+    def _mask_and_bias(self, pattern: Pattern, scene: Scene, layer_idx: int) -> tuple[Any, torch.Tensor | None]:
+        """A plan and the table of its biases; or a mask that holds the bias, and None; or, where no mask can, both."""
+        scheme = self.position_bias
+        plan = lower_to_plan(pattern, scene, None if scheme is None else scheme.column)
+        if plan is not None:
+            return plan, None if scheme is None else scheme.table(scene.hidden_states.shape[1])
+        biases = [self._bias(scene, layer_idx), repeat_bias(pattern, scene, layer_idx)]
+        bias = sum(bias for bias in biases if bias is not None) if biases != [None, None] else None
+        has_bias = bias is not None or self.relative_positions is not None
+        return merge(lower_to_mask(pattern, scene, layer_idx, has_bias), bias)
 
-            def same_document(batch_idx, head_idx, q_idx, kv_idx):
-                return documents[batch_idx, q_idx] == documents[batch_idx, kv_idx]
-
-            options["and_mask_function"] = same_document
-        if self.position_bias is not None and self.is_causal and hidden_states.shape[1] > 1:
-            options["allow_is_causal_skip"] = False  # spelled out, so that the bias can be added to it once
-        return MASKS[layer_type, self.is_causal](
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            **options,
-        )
-
-    def _bias(self, layer_type, hidden_states, attention_mask, position_ids, cache) -> torch.Tensor | None:
-        """The score bias `(batch or 1, heads, seq, keys)` of one layer type, for schemes that have one."""
+    def _bias(self, scene: Scene, layer_idx: int) -> torch.Tensor | None:
+        """The score bias `(batch or 1, heads, seq, keys)` of a layer, for schemes that have one."""
         if self.position_bias is None:
             return None
-        keys = position_ids
-        if cache is not None:
-            layer_idx = self.layer_types.index(layer_type)
-            num_keys, offset = cache.get_mask_sizes(position_ids.shape[1], layer_idx)
-            keys = key_positions(attention_mask, position_ids, seen_tokens(cache), num_keys, offset)
-        return self.position_bias(position_ids, keys).to(hidden_states.dtype)
+        keys = self._key_positions(scene, layer_idx)
+        return self.position_bias(scene.position_ids, keys).to(scene.hidden_states.dtype)
+
+    def _distances(
+        self, scene: Scene, layer_idx: int, sees_ahead: bool
+    ) -> tuple[Distances | None, torch.Tensor | None]:
+        """The distances from queries to keys of a layer, and u and v, for the scheme that reads them; else None twice."""
+        if self.relative_positions is None:
+            return None, None
+        keys = self._key_positions(scene, layer_idx)
+        waves, index = self.relative_positions(scene.position_ids, keys, sees_ahead)
+        return Distances(waves.to(scene.hidden_states.dtype), index), self.relative_positions.biases()
+
+    def _key_positions(self, scene: Scene, layer_idx: int) -> torch.Tensor:
+        """`(batch or 1, keys)`: the positions of what a layer attends to."""
+        if scene.cache is None:
+            return scene.position_ids
+        _, _, num_keys, first_key = scene.sizes(layer_idx)
+        return key_positions(
+            scene.attention_mask, scene.position_ids, seen_tokens(scene.cache), num_keys, first_key
+        )
 
     def _drop_layer(self, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """LayerDrop (arXiv:1909.11556): in training, passes the layer over with probability `layerdrop`.
@@ -225,42 +296,6 @@ class TransformerStack:
             return output
         keep = torch.rand((), device=output.device) >= self.config.layerdrop
         return torch.where(keep, output, inputs)
-
-
-def is_plain_mask(attention_mask) -> bool:
-    """Whether a mask is 2-D, one entry a token; others come as a backend takes them."""
-    return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-
-
-def is_traced() -> bool:
-    """Whether shapes alone are known: under torch.compile, torch.export and torch.jit.trace."""
-    return is_torchdynamo_compiling() or torch.jit.is_tracing()
-
-
-def is_pair_cache(past_key_values) -> bool:
-    """Whether a cache holds an encoder-decoder's two kinds of keys: the decoder's own and the encoder's."""
-    return isinstance(past_key_values, EncoderDecoderCache)
-
-
-def seen_tokens(cache: Cache | None) -> int | torch.Tensor:
-    """How many tokens a cache has seen; a static cache says so in a tensor once it holds any."""
-    return 0 if cache is None else cache.get_seq_length()
-
-
-def is_first_call(cache: Cache | None) -> bool:
-    """Whether nothing came before this call's tokens."""
-    seen = seen_tokens(cache)
-    return isinstance(seen, int) and seen == 0
-
-
-def add_bias(mask: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """One additive mask from a mask, boolean (True is seen) or additive, and a score bias; made once for all layers.
-
-    A query that sees no key has only -inf, for which every backend returns 0.
-    """
-    if mask.dtype == torch.bool:
-        return bias.masked_fill(mask.logical_not(), float("-inf"))
-    return (bias + mask).masked_fill(is_hiding(mask), float("-inf"))
 
 
 def check_inputs(input_ids: Any, inputs_embeds: Any, position_ids: Any, embedding_size: int) -> None:
@@ -287,6 +322,39 @@ def check_inputs(input_ids: Any, inputs_embeds: Any, position_ids: Any, embeddin
         raise ValueError(
             f"`position_ids` has shape {tuple(position_ids.shape)}, expected {(batch, length)}: one position a token."
         )
+
+
+def check_memory(cache: Cache, config: Any, batch: int) -> None:
+    """Refuses a cache that does not keep each layer's last inputs, or keeps those of other sequences; costs no kernel.
+
+    Raises:
+        ValueError: naming what the cache keeps and what is needed.
+    """
+    kinds = [(type(layer), getattr(layer, "sliding_window", None)) for layer in cache.layers]
+    if kinds != [(DynamicSlidingWindowLayer, config.memory_length + 1)] * config.num_hidden_layers:
+        raise ValueError(
+            f"`past_key_values` does not keep the last {config.memory_length} inputs of each of {config.num_hidden_layers} "
+            f"layers, as `memory_length={config.memory_length}` asks for: make it by `DynamicCache(config=model.config)`. "
+            "Static, quantized and unbounded caches hold no memory."
+        )
+    kept = cache.layers[0].keys
+    if kept is not None and (len(kept), kept.shape[-1]) != (batch, config.hidden_size):
+        raise ValueError(
+            f"`past_key_values` remembers {len(kept)} sequences, {kept.shape[-1]} wide; this call has {batch}, "
+            f"{config.hidden_size} wide: begin other texts with a new cache."
+        )
+
+
+def recall(cache: Cache, hidden_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
+    """`(batch, kept, hidden_size)`: a layer's inputs of earlier calls, without gradient; the cache takes in this call's
+    (Transformer-XL, arXiv:1901.02860, sec. 3.2).
+
+    In a layer of a stock cache that slides, the inputs stand as keys of one head, and values have no width. It keeps the last
+    `memory_length` of them.
+    """
+    inputs = hidden_states.detach()[:, None]  # (batch, 1, seq, hidden_size)
+    kept, _ = cache.update(inputs, inputs[..., :0], layer_idx)
+    return kept[:, 0, : -hidden_states.shape[1]]
 
 
 def check_mask(

@@ -1,0 +1,353 @@
+"""Which rows attend to which: the tiles of a pattern over the texts of a batch, in groups that are computed in one call.
+
+The tokens of all texts lie end to end as rows, so that a batch, padding on either side and packed documents are one
+thing: texts, each with the number of its first row. Tiles of one shape that hide the same form a group.
+Legend: N rows, H heads, T tiles of a group, Q queries and K keys of a tile, S sequences, n tokens of a sequence.
+"""
+
+import functools
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from .patterns import Pattern, Range, Text, Tile, pairs_of, split, union
+
+# Of (query, key) pairs, the truth is made for this many at a time, so that it stays in a cache,
+PAIRS_AT_ONCE = 2**17
+# a tile that is joined from several has at most so many,
+PAIRS_OF_A_TILE = 2**20
+# and a group of so many is worth a call of its own.
+PAIRS_OF_A_CALL = 2**14
+
+
+class Rows(NamedTuple):
+    """T lists of row numbers: regular ones, `start + tile * step + place * stride`, are read as views; others are listed.
+
+    The numbers of a list differ from each other; two lists may have some in common.
+    """
+
+    count: int  # T
+    length: int  # of each list
+    start: int = 0
+    step: int = 0
+    stride: int = 1
+    listed: torch.Tensor | None = None  # (T, length)
+
+    @staticmethod
+    def of(numbers: torch.Tensor) -> "Rows":
+        """From `(T, length)` row numbers."""
+        count, length = numbers.shape
+        start, last = int(numbers[0, 0]), int(numbers[-1, -1])
+        step = int(numbers[1, 0]) - start if count > 1 else 0
+        stride = int(numbers[0, 1]) - start if length > 1 else 1
+        rows = Rows(count, length, start, step, stride)
+        # The lists lie apart by a whole number of strides, or all of them between two rows of the first
+        is_orderly = stride > 0 and step >= 0 and (step % stride == 0 or step * (count - 1) < stride)
+        is_regular = is_orderly and last == start + step * (count - 1) + stride * (length - 1)
+        if is_regular and torch.equal(rows.numbers(numbers.device), numbers):
+            return rows
+        return Rows(count, length, listed=numbers)
+
+    def numbers(self, device: torch.device | None = None) -> torch.Tensor:
+        """`(T, length)` row numbers."""
+        if self.listed is not None:
+            return self.listed
+        tiles, places = torch.arange(self.count, device=device), torch.arange(self.length, device=device)
+        return self.start + tiles[:, None] * self.step + places * self.stride
+
+    def cut(self, first: int, end: int) -> "Rows":
+        """Some of the lists."""
+        listed = None if self.listed is None else self.listed[first:end]
+        return self._replace(count=end - first, start=self.start + first * self.step, listed=listed)
+
+    def move(self, shift: int, device: torch.device | str | None) -> "Rows":
+        """The rows that lie `shift` behind."""
+        listed = None if self.listed is None else (self.listed + shift).to(device)
+        return self._replace(start=self.start + shift, listed=listed)
+
+    def take(self, states: torch.Tensor) -> torch.Tensor:
+        """`(N, H, D)` -> `(T, H, length, D)`, a view where the rows are regular."""
+        if self.listed is not None:
+            taken = states.index_select(0, self.listed.flatten())
+            return taken.unflatten(0, self.listed.shape).transpose(1, 2)
+        row, head, element = states.stride()
+        return states.as_strided(
+            (self.count, states.shape[1], self.length, states.shape[2]),
+            (self.step * row, head, self.stride * row, element),
+            states.storage_offset() + self.start * row,
+        )
+
+    def put(self, states: torch.Tensor, values: torch.Tensor) -> None:
+        """Writes `(T, H, length, D)` into `states`; no two lists may share a row."""
+        if self.listed is None:
+            self.take(states).copy_(values)
+        else:
+            states.index_copy_(0, self.listed.flatten(), values.transpose(1, 2).flatten(0, 1).to(states.dtype))
+
+    def add(self, states: torch.Tensor, values: torch.Tensor) -> None:
+        """Adds `(T, H, length, D)` to `states`; a row that lists share gets the sum."""
+        shift = self.step // self.stride  # places from one list to the next
+        if self.listed is not None:
+            states.index_add_(0, self.listed.flatten(), values.transpose(1, 2).flatten(0, 1).to(states.dtype))
+        elif self.count == 1 or 0 < self.step < self.stride or shift >= self.length:
+            self.take(states).add_(values)
+        elif shift == 0:
+            self.cut(0, 1).take(states).add_(values.sum(0, keepdim=True))
+        elif self.count * shift <= self.length:
+            # Overlapping views may not be written at once: one list after the other
+            for tile in range(self.count):
+                self.cut(tile, tile + 1).take(states).add_(values[tile])
+        else:
+            # ... or, of all lists, as many places as do not overlap
+            for first, end in split(0, self.length, shift):
+                layer = self._replace(length=end - first, start=self.start + first * self.stride)
+                layer.take(states).add_(values[:, :, first:end])
+
+
+class Group(NamedTuple):
+    """Tiles that are computed together: the queries of each attend to its keys, where the mask lets them."""
+
+    query: Rows
+    key: Rows
+    # (1 or T, 1, Q, K): boolean, True is seen, or what is added to the scores; None where all is seen
+    mask: torch.Tensor | None
+    heads: slice = slice(0, 1)
+
+    def pairs(self) -> int:
+        """How many scores the group has, a head."""
+        return self.query.count * self.query.length * self.key.length
+
+    def cut(self, size: int) -> Iterator["Group"]:
+        """The group in pieces of up to `size` tiles."""
+        for first, end in split(0, self.query.count, size):
+            mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[first:end]
+            yield self._replace(query=self.query.cut(first, end), key=self.key.cut(first, end), mask=mask)
+
+
+class BlockPlan(NamedTuple):
+    """What `block_attention` computes; tensors and numbers alone, so that it travels like any argument of a layer."""
+
+    # A head has each query at most once in a round; the rounds' softmax sums are added
+    rounds: tuple[tuple[Group, ...], ...]
+    # (2 * longest - 1,): the column of the bias table for each distance, key minus query, from 1 - longest on
+    columns: torch.Tensor | None = None
+
+
+def make_plan(
+    pattern: Pattern,
+    texts: list[tuple[Text, int]],
+    *,
+    num_heads: int,
+    bias_index: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    device: torch.device | str | None = None,
+) -> BlockPlan:
+    """The plan of a pattern for the texts of a batch.
+
+    Args:
+        texts: each with its first row; its tokens are the rows from there on. Rows of no text come out as 0.
+        bias_index: `(queries' places, keys' places)`, broadcast -> int64 columns of the table of score biases. They depend
+            on the distance from query to key alone.
+        device: of the states.
+    """
+    first_rows: dict[Text, list[int]] = {}
+    for text, first in texts:
+        if text.length > 0:
+            first_rows.setdefault(text, []).append(first)
+    is_causal = any(text.is_causal for text in first_rows)
+    rounds: list[list[Group]] = []
+    for own_pattern, own_heads in pattern.by_head(num_heads).items():
+        for number, part in enumerate(own_pattern.parts(is_causal)):
+            if number == len(rounds):
+                rounds.append([])
+            groups = list(groups_of_texts(part, first_rows, device))
+            rounds[number] += [group._replace(heads=heads) for heads in slices(own_heads) for group in groups]
+    columns = None
+    if bias_index is not None:
+        longest = max((text.length for text in first_rows), default=1)
+        distance = torch.arange(1 - longest, longest, device=device)
+        columns = bias_index((-distance).clamp(min=0), distance.clamp(min=0))
+    return BlockPlan(tuple(map(tuple, rounds)), columns)
+
+
+def make_sorted_plan(
+    orders: torch.Tensor,
+    tiles: list[Tile],
+    mask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> BlockPlan:
+    """The plan of sequences of one length that are sorted each in its own way: with Reformer's hashes, one a batch and head.
+
+    Args:
+        orders: `(rounds, S, n)` int64, the places of each sequence in sorted order. Place p of sequence s is row `s * n + p`,
+            of one head. A pair that is seen in several rounds counts as often.
+        tiles: in sorted order, the same for all sequences.
+        mask: `(S, T, Q, 1)` and `(S, T, 1, K)` int32 places of queries and keys -> what is seen, boolean, or what is added
+            to the scores; None where all is seen.
+    """
+    num_sequences, length = orders.shape[1:]
+    first_rows = torch.arange(num_sequences, device=orders.device)[:, None, None] * length
+    ranges = (([queries], keys) for queries, keys in tiles)
+    in_order = list(by_shape(ranges, torch.arange(length, device=orders.device)))
+    rounds = []
+    for order in orders:
+        groups = []
+        for of_queries, of_keys in in_order:
+            queries, keys = order[:, of_queries], order[:, of_keys]  # (S, T, Q) and (S, T, K) places
+            seen = None if mask is None else mask(queries.int()[..., None], keys.int()[..., None, :])
+            rows = [Rows.of((places + first_rows).flatten(0, 1)) for places in (queries, keys)]
+            groups.append(Group(*rows, None if seen is None else seen.flatten(0, 1)[:, None]))
+        rounds.append(tuple(groups))
+    return BlockPlan(tuple(rounds))
+
+
+def chunk_tiles(length: int, chunk: int) -> list[Tile]:
+    """Sorted tokens in chunks, each of which sees itself and the chunk before, the first one the last (Reformer)."""
+    spans = list(split(0, length, chunk))
+    return [Tile(span, union([span, spans[number - 1]])) for number, span in enumerate(spans)]
+
+
+@functools.lru_cache(maxsize=1024)
+def planned_scores(pattern: Pattern, text: Text, num_heads: int) -> float:
+    """How many scores a plan computes for a text, a head on average: the sizes of the tiles, before the truth trims them."""
+    total = 0
+    for own_pattern, heads in pattern.by_head(num_heads).items():
+        for part in own_pattern.parts(text.is_causal):
+            for (start, end), ranges in part.tiles(text):
+                total += len(heads) * (end - start) * sum(last - first for first, last in ranges)
+    return total / num_heads
+
+
+def groups_of_texts(part: Pattern, first_rows: dict[Text, list[int]], device) -> Iterator[Group]:
+    """The groups of all texts. Small ones that are alike become one, large ones are moved to their rows as they are."""
+    alike: dict[tuple, list[tuple[Group, list[int]]]] = {}
+    for text, firsts in first_rows.items():
+        for key, group in groups_of_text(part, text):
+            alike.setdefault(key, []).append((group, firsts))
+    for members in alike.values():
+        mask = members[0][0].mask
+        mask = None if mask is None else mask.to(device)
+        small = [(group, firsts) for group, firsts in members if group.pairs() < PAIRS_OF_A_CALL]
+        if sum(len(firsts) for _, firsts in small) > 1:
+            rows = []
+            for side in ("query", "key"):
+                numbers = [
+                    getattr(group, side).numbers() + torch.tensor(firsts)[:, None, None] for group, firsts in small
+                ]
+                rows.append(Rows.of(torch.cat([part.flatten(0, 1) for part in numbers])).move(0, device))
+            yield Group(*rows, mask)
+            members = [(group, firsts) for group, firsts in members if group.pairs() >= PAIRS_OF_A_CALL]
+        for group, firsts in members:
+            for first in firsts:
+                yield Group(group.query.move(first, device), group.key.move(first, device), mask)
+
+
+@functools.lru_cache(maxsize=64)
+def groups_of_text(part: Pattern, text: Text) -> list[tuple[tuple, Group]]:
+    """The groups of a text whose first row is 0, each with a key that is equal for equal shapes and masks."""
+    order = part.order(text)
+    places = torch.arange(text.length) if order is None else order
+    alike: dict[tuple, list[TextTile]] = {}
+    for queries, keys in by_shape(join(part.tiles(text)), places):
+        size = max(1, PAIRS_AT_ONCE // (queries.shape[1] * keys.shape[1]))
+        for own_queries, own_keys in zip(queries.split(size), keys.split(size)):
+            for tile in trim(part, text, own_queries, own_keys):
+                alike.setdefault(tile.key, []).append(tile)
+    groups = []
+    for key, own in alike.items():
+        mask = None if own[0].mask is None else own[0].mask[None, None]
+        queries, keys = torch.stack([tile.queries for tile in own]), torch.stack([tile.keys for tile in own])
+        groups += [(key, Group(*rows, mask)) for rows in rows_of_tiles(queries, keys)]
+    return groups
+
+
+class TextTile(NamedTuple):
+    """A tile by the places of a text."""
+
+    key: tuple  # equal for equal shapes and masks
+    queries: torch.Tensor  # (Q,)
+    keys: torch.Tensor  # (K,)
+    mask: torch.Tensor | None  # (Q, K), as in `Group`
+
+
+def trim(part: Pattern, text: Text, queries: torch.Tensor, keys: torch.Tensor) -> Iterator[TextTile]:
+    """The tiles `(T, Q)` and `(T, K)` without the keys that none of their queries sees."""
+    pairs = pairs_of(text, queries[:, :, None], keys[:, None, :])
+    # Bytes, because their extremes are faster than `any` and `all`
+    seen, repeats = part.visible(pairs).to(torch.uint8), part.repeats(pairs)
+    is_used = seen.amax(1).bool()
+    is_plain = seen.amin(1).bool() if repeats is None else (seen == repeats).all(1)
+    rows = zip(queries, keys, is_used, is_used.all(1).tolist(), is_plain.all(1).tolist())
+    for number, (own_queries, own_keys, own_used, uses_all, sees_all) in enumerate(rows):
+        if sees_all:
+            yield TextTile((len(own_queries), len(own_keys)), own_queries, own_keys, None)
+            continue
+        mask = seen[number].bool()
+        if repeats is not None:
+            mask = repeats[number].float().log().masked_fill(~mask, -math.inf)
+        if not uses_all:
+            own_keys, mask = own_keys[own_used], mask[:, own_used]
+        if len(own_keys) > 0:
+            content = hashlib.sha256(mask.contiguous().numpy()).digest()
+            yield TextTile((*mask.shape, mask.dtype, content), own_queries, own_keys, mask)
+
+
+def join(tiles: list[Tile]) -> Iterator[tuple[list[Range], list[Range]]]:
+    """Queries and keys of the tiles, as ranges of sorted places; neighbouring tiles that need the same keys are one."""
+    for keys, equal in itertools.groupby(tiles, key=lambda tile: tile.keys):
+        queries = union([tile.queries for tile in equal])
+        num_queries, num_keys = (sum(end - start for start, end in ranges) for ranges in (queries, keys))
+        if num_queries * num_keys <= PAIRS_OF_A_TILE:
+            yield queries, keys
+        else:
+            size = max(1, PAIRS_OF_A_TILE // num_keys)
+            yield from (([piece], keys) for span in queries for piece in split(*span, size))
+
+
+def by_shape(
+    tiles: Iterable[tuple[list[Range], list[Range]]], order: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The places `(T, Q)` of queries and `(T, K)` of keys, of the tiles of one shape at a time."""
+    shapes: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for tile in tiles:
+        queries, keys = (torch.cat([order[start:end] for start, end in ranges]) for ranges in tile)
+        shapes.setdefault((len(queries), len(keys)), []).append((queries, keys))
+    for own in shapes.values():
+        queries, keys = zip(*own)
+        yield torch.stack(queries), torch.stack(keys)
+
+
+def rows_of_tiles(queries: torch.Tensor, keys: torch.Tensor) -> Iterator[tuple[Rows, Rows]]:
+    """The tiles `(T, Q)` and `(T, K)` in few parts: long runs at a regular distance, which are views, and the others."""
+    rest = []
+    for first, end in runs(torch.stack((queries[:, 0], keys[:, 0]), dim=1)):
+        rows = Rows.of(queries[first:end]), Rows.of(keys[first:end])
+        is_view = rows[0].listed is None and rows[1].listed is None
+        if is_view and (end - first) * queries.shape[1] * keys.shape[1] >= PAIRS_OF_A_CALL:
+            yield rows
+        else:
+            rest += range(first, end)
+    if rest:
+        yield Rows.of(queries[rest]), Rows.of(keys[rest])
+
+
+def runs(points: torch.Tensor) -> Iterator[Range]:
+    """Ranges of `(number, dimensions)` points in which each is as far from the one before."""
+    steps = points.diff(dim=0).tolist()
+    first = 0
+    for number in range(2, len(points)):
+        if number - first > 1 and steps[number - 1] != steps[first]:
+            yield first, number
+            first = number
+    yield first, len(points)
+
+
+def slices(heads: list[int]) -> list[slice]:
+    """Rising numbers of heads as slices, which are views."""
+    found = []
+    for first, end in runs(torch.tensor(heads)[:, None]):
+        step = heads[first + 1] - heads[first] if end - first > 1 else 1
+        found.append(slice(heads[first], heads[end - 1] + 1, step))
+    return found
