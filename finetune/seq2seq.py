@@ -8,11 +8,9 @@ Whatever a recipe says as `name: value` can be given as `--name value`, which th
 
 import json
 import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +22,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     Seq2SeqTrainingArguments,
-    TrainerState,
     set_seed,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -34,10 +31,11 @@ from variform.hub.cards import CardFacts, Figure, environment, write_card
 from variform.training import cmudict
 from variform.training.arguments import parse_recipe
 from variform.training.budget import BudgetedTrainer, TimeBudget
-from variform.training.interruption import SaveOnInterrupt, last_checkpoint
+from variform.training.interruption import SaveOnInterrupt
 from variform.training.metrics import PronunciationMetrics
 from variform.training.progress import ProgressReport
-from variform.training.reload import answers_of_new_process
+from variform.training.reload import prove_reload
+from variform.training.script import device_flags, is_trained, launcher, run_script, train, training_facts
 from variform.training.tokenizer import letters_and_symbols_tokenizer
 
 USAGE = """\
@@ -70,16 +68,13 @@ class PronunciationArguments:
 
 def main(argv: list[str]) -> int:
     """Run the recipe; returns the exit status."""
-    # Unless told that the CPU is meant, Trainer ignores the other processes of torchrun where there is only a CPU
-    device = [] if torch.accelerator.is_available() else ["--use_cpu", "true"]
-    task, training = parse_recipe([PronunciationArguments, Seq2SeqTrainingArguments], [*device, *argv])
+    task, training = parse_recipe([PronunciationArguments, Seq2SeqTrainingArguments], [*device_flags(), *argv])
     training.predict_with_generate, training.include_for_metrics = True, ["inputs"]
     set_seed(training.seed)
     disable_progress_bar()  # the ones for loading and saving a file; ours stays
     words = cmudict.load_words(task.dictionary, task.judged_words)
     folder = Path(training.output_dir)
-    is_trained = (folder / "model.safetensors").is_file()
-    if is_trained:
+    if is_trained(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForSeq2SeqLM.from_pretrained(folder)
     else:
@@ -90,19 +85,8 @@ def main(argv: list[str]) -> int:
     console.print(f"Words: {len(words.train):,} to train on, {len(words.judged):,} held out and judged.")
     console.print(f"Model: {model.num_parameters() / 1e6:.2f} M parameters, on {training.device}.")
     trainer, interruption = make_trainer(task, training, model, tokenizer, words)
-    if is_trained:
-        console.print(f"{folder} holds a trained model: delete that folder to train again.")
-        trainer.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
-    else:
-        checkpoint = last_checkpoint(folder)
-        console.print(f"Going on from {checkpoint}." if checkpoint else "Training. Ctrl-C stops and saves.")
-        seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
-        if interruption.interrupted:
-            console.print(f"Stopped and saved in {last_checkpoint(folder)}. Run the same command again to go on.")
-            return 130
-        console.print(f"Trained in {seconds / 60:.1f} min, {trainer.state.global_step:,} steps.")
-        trainer.save_state()
-        trainer.save_model()
+    if not train(trainer, interruption, console):
+        return 130
 
     scores = judge(trainer, task.beams)
     if trainer.is_world_process_zero():
@@ -193,9 +177,6 @@ def card_facts(
 ) -> CardFacts:
     """What this run knows about its model."""
     metrics = {"wer": "word error rate", "per": "phoneme error rate"}
-    state = trainer.state
-    spent = state.stateful_callbacks.get("TimeBudget", {}).get("attributes")
-    minutes = "{:.1f} min by the clock of the budget, {:.1f} min of one core"
     return CardFacts(
         name=Path(trainer.args.output_dir).name,
         summary="Pronounces English words: letters in, phonemes (ARPAbet, no stress) out. A Variform encoder-decoder.",
@@ -211,24 +192,12 @@ def card_facts(
         published=cmudict.PUBLISHED,
         published_source=cmudict.PUBLISHED_SOURCE,
         data=words.facts(),
-        training={
-            "parameters": f"{trainer.model.num_parameters():,}",
-            "steps": f"{state.global_step:,} of {trainer.args.train_batch_size * trainer.args.world_size} examples "
-            f"({state.epoch:.1f} epochs)",
-            **({"processes": f"{trainer.args.world_size}, a core each"} if trainer.args.world_size > 1 else {}),
-            **({"training time": minutes.format(*(spent[clock] / 60 for clock in spent))} if spent else {}),
-            **environment(),
-        },
+        training={**training_facts(trainer), **environment()},
         command=shlex.join([*launcher(trainer.args.world_size), "finetune/seq2seq.py", *argv]),
         form=yaml.safe_dump(json.loads(task.form), sort_keys=False).strip(),
         limits=cmudict.LIMITS,
         metadata={"language": "en", "license": "apache-2.0", "tags": ["variform", "grapheme-to-phoneme"]},
     )
-
-
-def launcher(processes: int) -> list[str]:
-    """What starts a script in so many processes."""
-    return ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
 
 
 def pronounce(
@@ -240,18 +209,8 @@ def pronounce(
     answers = tokenizer.batch_decode(model.eval().generate(**batch), skip_special_tokens=True)
     for text, answer in zip(texts, answers):
         console.print(f"  {text:20} {answer}")
-    for remote_code in (False, True):
-        where = "without Variform" if remote_code else "with Variform"
-        if answers_of_new_process(folder, texts, remote_code=remote_code) != answers:
-            raise RuntimeError(f"{folder}, loaded in a new process {where}, gives other answers.")
-        console.print(f"Loaded back in a new process {where}: the same answers.")
+    prove_reload(folder, texts, answers, console=console)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit("Stopped. Run the same command again to go on.")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

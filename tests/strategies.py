@@ -15,7 +15,7 @@ Form = tuple[str, dict[str, Any]]
 
 MAX_LENGTH = 24
 ACTIVATIONS = sorted(ACT2FN)
-POSITIONS = ["none", "learned", "sinusoidal", "rope", "relative_bias", "alibi"]
+POSITIONS = ["none", "learned", "axial", "sinusoidal", "rope", "relative_bias", "alibi", "transformer_xl"]
 PATTERNS = [
     ["full"],
     ["sliding_window:3"],
@@ -28,8 +28,16 @@ PATTERNS = [
     ["strided:2,heads=split", "fixed:4"],
     ["fixed:4,summary=1,groups=2"],
     ["big_bird:2,random=1"],
+    ["chunked:3,before=1"],
+    ["lsh:4,rounds=2"],
 ]
-ENCODER_PATTERNS = [["sliding_window:1"], ["local_global:2,global_projections=true"], ["big_bird:1,placement=first"]]
+ENCODER_PATTERNS = [
+    ["sliding_window:1"],
+    ["local_global:2,global_projections=true"],
+    ["big_bird:1,placement=first"],
+    ["lsh:4,chunked=true,chunk=4", "chunked:3,before=1,cyclic=true"],
+    ["lsh:2,rounds=3,chunked=true,chunk=3"],
+]
 DECODER_PATTERNS = [["prefix_lm", "sliding_window:3"]]
 NORMS = ["layer_norm", "rms_norm"]
 PLACEMENTS = ["pre", "post", "sandwich", "reordered"]
@@ -107,8 +115,16 @@ def differs_by_head(patterns: list[str]) -> bool:
     return any(word in pattern for pattern in patterns for word in ("/", "split", "groups"))
 
 
+def memory_lengths(patterns: list[str], rope: dict[str, Any] | None) -> list[int]:
+    """Lengths of a decoder's memory with which a text in pieces is the text in one: none, all of it, or a window's past."""
+    if rope is not None and any(isinstance(value, dict) for value in rope.values()):
+        return [0]
+    is_windows = all(pattern.startswith("sliding_window") for pattern in patterns)
+    return [0, MAX_LENGTH, *([max(int(p[-1]) for p in patterns) - 1] if is_windows else [])]
+
+
 @st.composite
-def stacks(draw, is_causal: bool) -> dict[str, Any]:
+def stacks(draw, is_causal: bool, attends_to_another: bool = False) -> dict[str, Any]:
     """The fields of one stack, every one of them, that do not contradict each other."""
 
     def pick(*values):
@@ -133,6 +149,8 @@ def stacks(draw, is_causal: bool) -> dict[str, Any]:
         relative_attention_num_buckets=pick(4, 8) if is_causal else pick(6, 8),
         relative_attention_max_distance=pick(5, 16),
         position_offset=pick(0, 2),
+        axial_shape=pick(None, [6, 4], [3, 9]) if position_embedding_type == "axial" else None,
+        axial_dims=None,
         sinusoidal_layout=pick("concatenated", "interleaved"),
         sinusoidal_exponent=pick("2i/d", "2i/(d-2)"),
         norm_type=norm_type,
@@ -171,6 +189,11 @@ def stacks(draw, is_causal: bool) -> dict[str, Any]:
         layerdrop=pick(0.0, 0.5),
         initializer_range=0.3,
     )
+    fields["residual_streams"] = 1
+    if norm_placement == "pre" and not fields["parallel_residual"] and not attends_to_another and pick(True, False):
+        fields.update(residual_streams=2, tie_word_embeddings=False)
+    lengths = memory_lengths(fields["attention_patterns"], fields["rope_parameters"]) if is_causal else [0]
+    fields["memory_length"] = pick(*lengths)
     return fields
 
 
@@ -192,7 +215,7 @@ def forms(draw, *shapes: str) -> Form:
         return shape, {**draw(stacks(shape == "decoder")), **loss, **IDS}
     fields = {
         "encoder": draw(stacks(False)),
-        "decoder": draw(stacks(True)),
+        "decoder": draw(stacks(True, attends_to_another=True)),
         "tie_word_embeddings": draw(st.booleans()),
         "tie_encoder_decoder_embeddings": draw(st.sampled_from([None, False])),
         "decoder_start_token_id": 1,
@@ -206,6 +229,8 @@ def forms(draw, *shapes: str) -> Form:
             fields["decoder"]["position_embedding_type"] = "alibi"
         if fields["decoder"]["num_attention_heads"] == 1 and differs_by_head(fields["decoder"]["attention_patterns"]):
             fields["decoder"]["attention_patterns"] = ["full"]
+        if memory_lengths(["full"], fields["decoder"]["rope_parameters"]) == [0]:
+            fields["decoder"]["memory_length"] = 0
         fields["tie_encoder_decoder_embeddings"] = True
     return shape, {**fields, **loss, **IDS}
 
@@ -252,6 +277,8 @@ WILD: dict[str, list[Any]] = {
     "relative_attention_num_buckets": [-1, 0, 1, 2, 3, 4, 32],
     "relative_attention_max_distance": [-1, 0, 1, 2, 8],
     "position_offset": [-1, 0, 1],
+    "axial_shape": [None, [5, 5], [4, 6], [2, 3], [24], [24, 0], [2, 3, 4], "square"],
+    "axial_dims": [None, [6, 6], [3, 3], [1, 1], [0, 12], [-6, 18], [12]],
     "sinusoidal_layout": ["interleaved", "mixed"],
     "sinusoidal_exponent": ["2i/(d-2)", "i/d"],
     "norm_type": [*NORMS, "batch_norm"],
@@ -263,6 +290,7 @@ WILD: dict[str, list[Any]] = {
     "skip_first_norm": [True, False],
     "layer_scale_init": [0.0, -1.0, 1, "one"],
     "parallel_residual": [True, False],
+    "residual_streams": [-1, 0, 1, 2, 3, None],
     "attention_bias": [True, [], ["q", "k", "v", "o"], ["x"], "q", 1],
     "qk_norm": [None, "head", "full", "both", True],
     "attention_scale": [0.0, -1.0, 2, None],
@@ -286,6 +314,10 @@ WILD: dict[str, list[Any]] = {
         ["fixed:2,summary=3"],
         ["big_bird:4,placement=first"],
         ["prefix_lm"],
+        ["chunked:4,before=1,cyclic=true"],
+        ["lsh:4,rounds=0"],
+        ["lsh:4,chunked=true,chunk=4"],
+        ["lsh:2/3"],
         ["full:2"],
         [{"name": "full"}, {"name": "sliding_window", "window": 2}],
         [{"name": "sliding_window", "window": 2.5}],
@@ -294,6 +326,7 @@ WILD: dict[str, list[Any]] = {
         "full",
         None,
     ],
+    "memory_length": [-1, 0, 1, 100, "all", None],
     "hidden_act": [*ACTIVATIONS, "gellu", "", None],
     "gated_mlp": [True, None],
     "mlp_bias": [True, "no"],

@@ -1,6 +1,7 @@
-"""The command `variform`: convert checkpoints, look at forms."""
+"""The command `variform`: convert checkpoints, look at forms and patterns."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from .conversion.check import TOLERANCE, check_conversion
 from .conversion.convert import convert_folder, family_of_type, find_folder, saved_architecture
 from .forms import list_forms, load_config
 from .model.configuration_variform import AUTO_MAP
+from .model.patterns import PATTERNS
 from .report.compare import compare
 from .report.form import describe
+from .report.pictures import View, draw_views, show, views_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
     try:
         return options.run(options, console)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -52,6 +55,23 @@ def make_parser() -> argparse.ArgumentParser:
     looking.add_argument("forms", metavar="FORM", nargs="+", help="a form's name, a YAML file, a folder, or a repo")
     looking.add_argument("--length", type=int, help="tokens a sequence, for the operations; default: by the form")
     looking.set_defaults(run=run_info)
+    showing = commands.add_parser(
+        "show",
+        help="draw which query sees which key",
+        description="Draw which query sees which key: of patterns, such as sliding_window:8, or of a form's distinct layers.",
+    )
+    showing.add_argument(
+        "subjects", metavar="PATTERN", nargs="+", help="a pattern; or a form's name, a YAML file, a folder, or a repo"
+    )
+    showing.add_argument("--length", type=int, help="tokens of the text; default: 64, or enough to see the pattern")
+    ways = showing.add_mutually_exclusive_group()
+    ways.add_argument("--causal", dest="is_causal", action="store_true", default=None, help="as in a decoder")
+    ways.add_argument("--both-ways", dest="is_causal", action="store_false", default=None, help="as in an encoder")
+    showing.add_argument("--heads", type=int, help="heads of a layer, for patterns that tell them apart; default: 4")
+    showing.add_argument("--global", dest="marked", metavar="PLACES", help="marked tokens, such as 0,5: local_global")
+    showing.add_argument("--prefix", type=int, default=0, help="first tokens that see each other: prefix_lm")
+    showing.add_argument("--png", metavar="FILE", help="write the picture to a file as well")
+    showing.set_defaults(run=run_show)
     return parser
 
 
@@ -84,6 +104,45 @@ def run_info(options: argparse.Namespace, console: Console) -> int:
         a, b = options.forms
         console.print(compare(read_form(a), read_form(b), names=(a, b), length=options.length))
     return 0
+
+
+def run_show(options: argparse.Namespace, console: Console) -> int:
+    try:
+        marked = [int(place) for place in options.marked.split(",")] if options.marked else []
+    except ValueError:
+        raise ValueError(
+            f"`--global {options.marked}` must be places with commas between them, such as 0,5."
+        ) from None
+    views: list[View] = []
+    # Patterns together, so that their texts are of one length
+    patterns = [name for name in options.subjects if is_pattern(name)]
+    forms = [read_form(name) for name in options.subjects if not is_pattern(name)]
+    for subject in [patterns] * bool(patterns) + forms:
+        views += views_of(
+            subject,
+            length=options.length,
+            is_causal=options.is_causal,
+            num_heads=options.heads,
+            marked=marked,
+            prefix=options.prefix,
+        )
+    if options.png is not None:
+        draw_views(views, path=options.png)
+    console.print(show(views))
+    if options.png is not None:
+        console.print(f"Wrote {options.png}.")
+    return 0
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name is rather a pattern's than a form's, misspelt ones too."""
+    word = name.partition(":")[0]
+    if word in PATTERNS:
+        return True
+    if name in list_forms() or Path(name).exists() or "/" in name:
+        return False
+    near = difflib.get_close_matches(word, [*PATTERNS, *list_forms()], n=1)
+    return ":" in name or near == [] or near[0] in PATTERNS
 
 
 def read_form(name: str) -> PreTrainedConfig:

@@ -135,6 +135,28 @@ FORMS = [
             "classifier_transform": True,
         },
     ),
+    # A cache of the last keys beside one of all, heads that differ, random blocks
+    Form(
+        "sparse",
+        DECODER,
+        {
+            **SIZE,
+            **IDS,
+            "num_key_value_heads": 2,
+            "attention_patterns": ["dilated:3,gap=1/2", "big_bird:2,random=1"],
+        },
+    ),
+    Form(
+        "longformer",
+        ENCODER,
+        {
+            **CLASSIC,
+            **IDS,
+            "position_embedding_type": "learned",
+            "norm_placement": "post",
+            "attention_patterns": ["local_global:2,tokens=1,global_projections=true", "fixed:4"],
+        },
+    ),
     # T5's encoder with ALBERT's savings: one set of weights for all layers, narrow embeddings
     Form("relative_bias", ENCODER, {**T5, **IDS, "num_hidden_groups": 1, "embedding_size": 16}),
     Form("t5", ENCODER_DECODER, pair(T5, T5)),

@@ -23,8 +23,11 @@ PUBLISHED = {
     "albert-base": {hf.AutoModel: 11_683_584, hf.AutoModelForMaskedLM: 11_221_680},
     "bart-base": {hf.AutoModelForSeq2SeqLM: 139_420_416},
     "bert-base": {hf.AutoModel: 109_482_240, hf.AutoModelForMaskedLM: 109_514_298},
+    "bigbird-base": {hf.AutoModel: 127_468_800, hf.AutoModelForMaskedLM: 127_520_694},
     "gpt2": {hf.AutoModelForCausalLM: 124_439_808},
+    "led-base": {hf.AutoModelForSeq2SeqLM: 161_844_480},
     "llama-smollm2-135m": {hf.AutoModelForCausalLM: 134_515_008},
+    "longformer-base": {hf.AutoModel: 148_659_456, hf.AutoModelForMaskedLM: 148_711_257},
     "modernbert-base": {hf.AutoModel: 149_014_272, hf.AutoModelForMaskedLM: 149_655_232},
     "pegasus-large": {hf.AutoModelForSeq2SeqLM: 568_699_904},
     "qwen3-0.6b": {hf.AutoModelForCausalLM: 596_049_920},
@@ -80,6 +83,12 @@ def native_roberta() -> nn.Module:
     return hf.RobertaForMaskedLM(config)
 
 
+def native_longformer() -> nn.Module:
+    return hf.LongformerForMaskedLM(
+        hf.LongformerConfig(vocab_size=50265, max_position_embeddings=4098, type_vocab_size=1)
+    )
+
+
 def native_albert() -> nn.Module:
     return hf.AlbertForMaskedLM(hf.AlbertConfig(hidden_size=768, num_attention_heads=12, intermediate_size=3072))
 
@@ -115,6 +124,10 @@ def native_bart() -> nn.Module:
     return hf.BartForConditionalGeneration(bart_like(hf.BartConfig, 6, 768, 3072, 12, vocab_size=50265))
 
 
+def native_led() -> nn.Module:
+    return hf.LEDForConditionalGeneration(bart_like(hf.LEDConfig, 6, 768, 3072, 12))
+
+
 def native_pegasus() -> nn.Module:
     return hf.PegasusForConditionalGeneration(bart_like(hf.PegasusConfig, 16, 1024, 4096, 16, vocab_size=96103))
 
@@ -128,8 +141,12 @@ NATIVE = {
     "albert-base": (native_albert, "^$"),
     "bart-base": (native_bart, "^$"),
     "bert-base": (lambda: hf.BertForMaskedLM(hf.BertConfig()), "^$"),
+    # BigBird's masked language model keeps a pooler that it does not read
+    "bigbird-base": (lambda: hf.BigBirdForMaskedLM(hf.BigBirdConfig()), r"\.pooler\."),
     "gpt2": (lambda: hf.GPT2LMHeadModel(hf.GPT2Config()), "^$"),
+    "led-base": (native_led, "^$"),
     "llama-smollm2-135m": (native_llama, "^$"),
+    "longformer-base": (native_longformer, "^$"),
     "modernbert-base": (lambda: hf.ModernBertForMaskedLM(hf.ModernBertConfig()), "^$"),
     # Pegasus and Marian keep their sinusoids as frozen parameters; a sinusoid is computed, not learned
     "pegasus-large": (native_pegasus, r"embed_positions"),

@@ -20,6 +20,7 @@ LAYERS = [
     "norms positions losses",
     "feed_forward embeddings block_plan",
     "block_attention",
+    "lsh",
     "attention",
     "masks layers",
     "stacks",

@@ -16,7 +16,11 @@ LONGEST = 22  # tokens that every one of these models takes
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh")
 EPSILONS = (1e-12, 1e-6, 1e-5, 1e-3, 0.1)
 # Which native classes give a token its slot as position, without a way to say otherwise
-COUNT_SLOTS = ("bart", "pegasus", "marian")
+COUNT_SLOTS = ("bart", "pegasus", "marian", "led")
+# Whose first position is the row after the padding id's
+OFFSET_BY_PADDING = ("roberta", "longformer")
+# Which take a `global_attention_mask`
+TAKE_MARKS = ("longformer", "led")
 # Which rope types turn faster as the text grows: keys in a cache keep the angle of their time
 GROWING_ROPES = ("dynamic", "longrope")
 
@@ -34,7 +38,7 @@ def random_fields(model_type: str, seed: int) -> dict[str, Any]:
         "num_labels": rng.choice([2, 3, 5]),
         "problem_type": rng.choice(problems),
     }
-    if model_type == "roberta":
+    if model_type in OFFSET_BY_PADDING:
         # The rows of its table up to the padding's hold no position
         fields["max_position_embeddings"] += pad + 1
     return fields
@@ -100,6 +104,29 @@ def albert(rng: random.Random) -> dict[str, Any]:
         "num_hidden_groups": groups,
         "embedding_size": rng.choice([5, 7, 11]),
         "classifier_dropout_prob": 0.0,
+    }
+
+
+def attention_window(rng: random.Random, layers: int) -> int | list[int]:
+    """Windows of both sides together, one for all layers or one each, of which the widest must be a multiple."""
+    each = [rng.choice([4, 8]) for _ in range(layers)]
+    return rng.choice([each, each, rng.choice([4, 6, 8])])
+
+
+def longformer(rng: random.Random) -> dict[str, Any]:
+    fields = bert(rng) | {"tie_word_embeddings": rng.choice([True, True, False])}
+    return fields | {"attention_window": attention_window(rng, fields["num_hidden_layers"])}
+
+
+def big_bird(rng: random.Random) -> dict[str, Any]:
+    """Texts up to (5 + 2 * num_random_blocks) * block_size tokens, 14 to 55 of them, are seen whole."""
+    return bert(rng) | {
+        "num_random_blocks": rng.choice([1, 2, 3]),
+        "attention_type": rng.choice(["block_sparse", "block_sparse", "block_sparse", "original_full"]),
+        "use_bias": rng.choice([True, False]),
+        "rescale_embeddings": rng.choice([True, False]),
+        "block_size": rng.choice([2, 3, 4, 5]),
+        "max_position_embeddings": rng.randint(70, 80),
     }
 
 
@@ -292,6 +319,18 @@ def bart(rng: random.Random) -> dict[str, Any]:
     return fields
 
 
+def led(rng: random.Random) -> dict[str, Any]:
+    fields = bart(rng)
+    del fields["scale_embedding"]
+    length = fields.pop("max_position_embeddings")
+    return fields | {
+        # Its class fills texts up to a multiple of the widest window, and the filling has positions too
+        "max_encoder_position_embeddings": length + 8,
+        "max_decoder_position_embeddings": length,
+        "attention_window": attention_window(rng, fields["encoder_layers"]),
+    }
+
+
 def marian(rng: random.Random) -> dict[str, Any]:
     fields = bart(rng)
     if rng.choice([True, False]):
@@ -305,6 +344,8 @@ DRAW: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "distilbert": distilbert,
     "albert": albert,
     "modernbert": modernbert,
+    "longformer": longformer,
+    "big_bird": big_bird,
     "gpt2": gpt2,
     "llama": llama,
     "mistral": mistral,
@@ -315,6 +356,7 @@ DRAW: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "t5": t5,
     "mt5": mt5,
     "bart": bart,
+    "led": led,
     "pegasus": bart,
     "marian": marian,
 }

@@ -14,20 +14,35 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from native_models import COUNT_SLOTS, FIRST_REGULAR_ID, GROWING_ROPES, random_config, random_fields, random_model
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
+from native_models import (
+    COUNT_SLOTS,
+    FIRST_REGULAR_ID,
+    GROWING_ROPES,
+    OFFSET_BY_PADDING,
+    TAKE_MARKS,
+    random_config,
+    random_fields,
+    random_model,
+)
+from transformers import CONFIG_MAPPING, DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
+from transformers.models.longformer.modeling_longformer import _compute_global_attention_mask
 
 from variform.conversion import FAMILIES
-from variform.conversion.convert import from_hf, to_hf
+from variform.conversion.check import check_conversion
+from variform.conversion.convert import convert_folder, from_hf, to_hf
 from variform.conversion.engine import inwards
 from variform.conversion.family import BOOKKEEPING, LANGUAGE_MODELS, POOLED
+from variform.model import attention
+from variform.model.attention import attend_in_blocks as in_blocks
 
 TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 SEEDS = int(os.environ.get("VARIFORM_SEEDS", "4"))
 LENGTHS = torch.tensor([13, 8, 3, 5])  # real tokens of each row
 TARGET_LENGTHS = torch.tensor([2, 9, 6, 4])
-QUESTIONS, CHOICES = "AutoModelForQuestionAnswering", "AutoModelForMultipleChoice"
+MARKED = torch.tensor([0.3, 0.0, 0.6, 0.2])  # which part of each row is marked as global
+LABELS, QUESTIONS = "AutoModelForSequenceClassification", "AutoModelForQuestionAnswering"
+CHOICES = "AutoModelForMultipleChoice"
 SEQ2SEQ = "variform_encoder_decoder"
 
 
@@ -52,6 +67,16 @@ class Case(NamedTuple):
             config.num_labels = 2  # a start and an end
         return config
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Real tokens of each row; BigBird cuts up longer texts than the others."""
+        return 3 * LENGTHS if self.model_type == "big_bird" else LENGTHS
+
+    @property
+    def counts_blocks(self) -> bool:
+        """Whether the native class cuts the padded batch into blocks, where ours cuts each text."""
+        return getattr(self.config, "attention_type", None) == "block_sparse"
+
 
 def all_cases() -> list[Case]:
     cases = []
@@ -65,6 +90,8 @@ def all_cases() -> list[Case]:
 
 def sides(case: Case) -> list[str]:
     """Where the padding may stand: classifiers that natively read the first slot must find the first token there."""
+    if case.counts_blocks:
+        return ["none"]
     is_pooled = case.auto_class in POOLED and case.shape == "variform_encoder"
     return ["right"] if is_pooled and getattr(case.config, "classifier_pooling", "cls") == "cls" else ["right", "left"]
 
@@ -129,10 +156,15 @@ class Batch(NamedTuple):
 def make_batch(case: Case, side: str) -> Batch:
     """A padded batch. Padded left, the native class is told positions counted over the real tokens; where it cannot be
     told, ours is told its slots."""
-    config, mask = case.config, padding_mask(LENGTHS, side)
+    config, mask = case.config, padding_mask(case.lengths, side)
     inputs = {"input_ids": random_ids(mask, config.vocab_size, config.pad_token_id), "attention_mask": mask}
     if getattr(config, "type_vocab_size", 0):
         inputs["token_type_ids"] = torch.randint(config.type_vocab_size, mask.shape)
+    if case.model_type in TAKE_MARKS:
+        marks = torch.rand(mask.shape) < MARKED[:, None]
+        if case.auto_class == LABELS:
+            marks[:, 0] = True  # by rule, in ours
+        inputs["global_attention_mask"] = marks.long()
     if case.auto_class == CHOICES:
         inputs = {name: tensor.view(2, 2, -1) for name, tensor in inputs.items()}
     if case.shape == SEQ2SEQ:
@@ -151,7 +183,7 @@ def make_batch(case: Case, side: str) -> Batch:
             ours["position_ids"] = torch.arange(mask.shape[1])[None]
         elif case.shape != SEQ2SEQ:
             # RoBERTa's are the rows of its table
-            first = config.pad_token_id + 1 if case.model_type == "roberta" else 0
+            first = config.pad_token_id + 1 if case.model_type in OFFSET_BY_PADDING else 0
             native["position_ids"] = (counted + first).view(inputs["input_ids"].shape)
     return Batch(native, ours, mask.bool())
 
@@ -225,12 +257,13 @@ def test_outputs_and_loss(case, pair, side):
     for stack, is_real in real.items():
         pairs = zip(output[f"{stack}hidden_states"], expected[f"{stack}hidden_states"], strict=True)
         for layer, (states, native_states) in enumerate(pairs):
+            native_states = native_states[:, : states.shape[1]]  # BigBird's, filled up to whole blocks
             assert_same(states[is_real], native_states[is_real], f"{stack}hidden_states[{layer}]")
     native_result, result = result_of(expected, case.auto_class), result_of(output, case.auto_class)
     if case.auto_class in POOLED:
         is_real = slice(None)
     assert_same(result[is_real], native_result[is_real], "result")
-    if "pooler_output" in expected and side == "right":
+    if "pooler_output" in expected and side != "left":
         assert_same(output.pooler_output, expected.pooler_output, "pooler_output")
     assert ("loss" in expected) == ("loss" in output)
     if "loss" in expected:
@@ -239,7 +272,7 @@ def test_outputs_and_loss(case, pair, side):
 
 def trained_side(case: Case) -> str:
     """Where the padding stands: left wherever all that is differentiated has a native counterpart there."""
-    if case.auto_class == QUESTIONS:
+    if case.auto_class == QUESTIONS or case.counts_blocks:
         return "none"
     has_pooler = case.auto_class == "AutoModel" and case.shape == "variform_encoder"
     return "right" if has_pooler else sides(case)[-1]
@@ -248,10 +281,12 @@ def trained_side(case: Case) -> str:
 def yardstick(name: str, case: Case) -> str:
     """Whose gradient to measure a gradient by: its own, but for a bias that shifts all alike that a softmax compares (keys,
     choices, positions of an answer), whose gradient is rounding."""
-    if name.endswith("k_proj.bias"):
+    if name.endswith(("k_proj.bias", "k_proj_global.bias")):
         return name.replace("k_proj", "q_proj")
     if case.auto_class in (QUESTIONS, CHOICES) and not name.startswith("model."):
         return name.replace("bias", "weight")
+    if case.auto_class == QUESTIONS and name.endswith("norm.bias"):
+        return name.replace("bias", "weight")  # the last norm's
     return name
 
 
@@ -273,11 +308,12 @@ def gradients_by_our_names(case: Case, native: PreTrainedModel) -> dict[str, tor
         return torch.zeros_like(tensors[name]) if grad is None else grad
 
     weights = native.state_dict()
-    conversion = inwards(FAMILIES[case.model_type], case.config, case.auto_class, weights, weights.__getitem__)
+    conversion = inwards(FAMILIES[case.model_type], native.config, case.auto_class, weights, weights.__getitem__)
     return dict(conversion.run(gradient))
 
 
-TRAINED = [(case, training) for case in CASES for training in ([False, True] if case in MAIN else [False])]
+# In training, BigBird's class draws blocks of its own
+TRAINED = [(case, False) for case in CASES] + [(case, True) for case in MAIN if not case.counts_blocks]
 
 
 @pytest.mark.parametrize(("case", "training"), TRAINED, ids=str)
@@ -296,6 +332,10 @@ def test_gradients(case, pair, training):
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
     assert gradients.keys() == native_gradients.keys()
     for name, gradient in native_gradients.items():
+        if case.auto_class == LABELS and case.model_type in TAKE_MARKS and not gradient.any():
+            # A label reads one row of the last layer, which is global and made by other projections
+            assert not gradients[name].any()
+            continue
         scale = native_gradients[yardstick(name, case)]
         assert_same(gradients[name], gradient, name, scale, GRADIENT_TOLERANCE)
 
@@ -364,7 +404,8 @@ def test_decoding_token_by_token(case, pair):
 def test_greedy_generation(case, pair):
     # `generate` cannot be told an encoder's positions
     batch = make_batch(case, "right" if case.model_type in COUNT_SLOTS else "left")
-    inputs = {name: batch.ours[name] for name in ("input_ids", "attention_mask")}
+    names = ("input_ids", "attention_mask", "global_attention_mask")
+    inputs = {name: batch.ours[name] for name in names if name in batch.ours}
     options = {"do_sample": False, "max_new_tokens": 9, "min_new_tokens": 9}
     tokens = pair.ours.generate(**inputs, **options)
     assert tokens.shape[1] >= 9
@@ -384,12 +425,16 @@ def is_kept_wide(native: PreTrainedModel, name: str) -> bool:
 
 
 def assert_bit_equal(case: Case, back: PreTrainedModel, native: PreTrainedModel) -> None:
-    """All tensors are the same; one that the native class holds and never reads comes back as the one it may be tied to."""
+    """All tensors are the same; one that the native class holds and never reads comes back as the one it may be tied to, or
+    as zeros."""
     tensors, expected = back.state_dict(), native.state_dict()
     assert tensors.keys() == expected.keys()
-    idle = FAMILIES[case.model_type].idle_tensors(case.auto_class, expected)
+    family = FAMILIES[case.model_type]
+    idle = family.idle_tensors(case.auto_class, expected)
     for name in expected:
         tensor = expected[idle.get(name, name)]
+        if name in family.heads[case.auto_class].unread:
+            tensor = torch.zeros_like(tensor)
         assert tensors[name].dtype == tensor.dtype or is_kept_wide(native, name), name
         assert torch.equal(tensors[name].to(tensor.dtype), tensor), name
 
@@ -402,6 +447,27 @@ def test_there_and_back(case, pair):
     assert config_values(back) == config_values(pair.native)
 
 
+ON_DISK = [
+    case for case in CASES if case.model_type in (*TAKE_MARKS, "big_bird") and (case not in MAIN or case.seed == 0)
+]
+ON_DISK += [case for case in MAIN if case.model_type in ("bert", "roberta") and not case.config.tie_word_embeddings][
+    :2
+]
+
+
+@pytest.mark.parametrize("case", ON_DISK, ids=str)
+def test_there_and_back_on_disk(case, pair, tmp_path):
+    """With the comparison that `convert --check` makes; of BERT and RoBERTa, models whose embeddings are not tied."""
+    native, ours, back = tmp_path / "native", tmp_path / "ours", tmp_path / "back"
+    pair.native.save_pretrained(native)
+    convert_folder(native, ours)
+    check = check_conversion(native, ours)
+    assert check.is_exact, check
+    convert_folder(ours, back)
+    assert check_conversion(ours, back).is_exact
+    assert_bit_equal(case, type(pair.native).from_pretrained(back), pair.native)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", [case for case in MAIN if case.seed < 2], ids=str)
 def test_half_precision_stays(case, pair, dtype):
@@ -410,3 +476,103 @@ def test_half_precision_stays(case, pair, dtype):
     assert {tensor.dtype for tensor in ours.state_dict().values()} == {dtype}
     assert ours.config.dtype == dtype
     assert_bit_equal(case, to_hf(ours), native)
+
+
+def cases_of(model_type: str, auto_class: str) -> list[Case]:
+    return [case for case in CASES if (case.model_type, case.auto_class) == (model_type, auto_class)]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("case", [case for case in MAIN if case.counts_blocks], ids=str)
+@torch.no_grad()
+def test_bigbird_cuts_each_text_of_a_batch_as_if_alone(case, pair, side):
+    config = case.config
+    block, whole = config.block_size, (5 + 2 * config.num_random_blocks) * config.block_size
+    lengths = torch.tensor([whole, whole + 1, whole + 2 * block, whole + 3 * block + 1, 2 * block + 1])
+    mask = padding_mask(lengths, side)
+    ids = random_ids(mask, config.vocab_size, config.pad_token_id)
+    logits = pair.ours(ids, attention_mask=mask).logits
+    for row, real in enumerate(mask.bool()):
+        # A short text makes the native class see all texts whole from then on
+        native = copy.deepcopy(pair.native)
+        assert_same(logits[row, real], native(ids[row, real][None]).logits[0], f"row {row}")
+
+
+@pytest.mark.parametrize("case", cases_of("longformer", LABELS), ids=str)
+@torch.no_grad()
+def test_longformer_labels_by_a_first_token_that_is_global_by_rule(case, pair):
+    batch = make_batch(case, "right")
+    for inputs in (batch.native, batch.ours):
+        del inputs["global_attention_mask"]
+    assert_same(pair.ours(**batch.ours).logits, pair.native(**batch.native).logits, "logits")
+
+
+@pytest.mark.parametrize("auto_class", [QUESTIONS, CHOICES])
+@torch.no_grad()
+def test_longformer_is_told_the_tokens_that_its_class_finds_by_separators(auto_class):
+    (case,) = cases_of("longformer", auto_class)[:1]
+    native, ours = copy.deepcopy(build(case))
+    native.config.sep_token_id = separator = case.config.vocab_size - 1
+    ids = torch.randint(FIRST_REGULAR_ID, separator, (4, 13))
+    ids[:, [3, 4, 12]] = separator
+    is_question = auto_class == QUESTIONS
+    marks = _compute_global_attention_mask(ids, separator, before_sep_token=is_question).long()
+    if not is_question:
+        ids, marks = ids.view(2, 2, -1), marks.view(2, 2, -1)
+    expected = result_of(native(ids), auto_class)
+    assert_same(result_of(ours(ids, global_attention_mask=marks), auto_class), expected, "result")
+    assert not torch.allclose(result_of(ours(ids), auto_class), expected)
+
+
+# Of a window or a block that is longer than any text, ours keeps as much as a text can show
+ENDLESS = {
+    "longformer": {"attention_window": [512, 8], "num_hidden_layers": 2},
+    "big_bird": {"block_size": 81, "attention_type": "block_sparse"},
+    "led": {"attention_window": 512},
+}
+
+
+@pytest.mark.parametrize("model_type", ENDLESS)
+def test_windows_and_blocks_longer_than_any_text_come_back(model_type):
+    config = CONFIG_MAPPING[model_type](**random_fields(model_type, 2) | ENDLESS[model_type])
+    native = FAMILIES[model_type].foreign_class("AutoModel")(config)
+    assert config_values(to_hf(from_hf(native))) == config_values(native)
+
+
+# Texts from which on a plan of the block kernel pays: 523 and 307 tokens, padded on the right
+LONG_LENGTHS = torch.tensor([523, 307])
+LONG = {
+    "longformer": {"max_position_embeddings": 600, "attention_window": [32, 8], "num_hidden_layers": 2},
+    "big_bird": {"max_position_embeddings": 600, "block_size": 16, "attention_type": "block_sparse"},
+    "led": {"max_encoder_position_embeddings": 600, "attention_window": [32, 8], "encoder_layers": 2},
+}
+
+
+@pytest.mark.parametrize("model_type", LONG)
+def test_long_texts_go_through_the_block_kernel(model_type, monkeypatch):
+    plans = []
+    monkeypatch.setattr(
+        attention, "attend_in_blocks", lambda *args, **kw: plans.append(args) or in_blocks(*args, **kw)
+    )
+    case = next(case for case in MAIN if case.model_type == model_type)
+    fields = random_fields(model_type, 0) | LONG[model_type]
+    native_class = FAMILIES[model_type].foreign_class(case.auto_class)
+    native = random_model(native_class, CONFIG_MAPPING[model_type](**fields), 0)
+    ours = from_hf(native)
+    mask = padding_mask(LONG_LENGTHS, "none" if case.counts_blocks else "right")
+    ids = random_ids(mask, fields["vocab_size"], fields["pad_token_id"])
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids.where(mask.bool(), torch.tensor(-100))}
+    if model_type in TAKE_MARKS:
+        inputs["global_attention_mask"] = (torch.rand(mask.shape) < 0.01).long()
+    if case.shape == SEQ2SEQ:
+        inputs["labels"] = ids[:, :9].contiguous()
+    expected, output = native(**inputs), ours(**inputs)
+    assert len(plans) == ours.get_encoder().config.num_hidden_layers
+    real = slice(None) if case.shape == SEQ2SEQ else mask.bool()
+    assert_same(output.logits[real], expected.logits[real], "logits")
+    output.loss.backward()
+    expected.loss.backward()
+    native_gradients = gradients_by_our_names(case, native)
+    for name, parameter in ours.named_parameters():
+        scale = native_gradients[yardstick(name, case)]
+        assert_same(parameter.grad, native_gradients[name], name, scale, GRADIENT_TOLERANCE)

@@ -18,6 +18,7 @@ from variform.conversion.family import LANGUAGE_MODELS
 
 LABELS = "AutoModelForSequenceClassification"
 ROPE = {"rope_type": "default", "rope_theta": 100.0}
+SPARSE = "local_global:4,global_projections=true"
 GROUPED = {"hidden_size": 12, "embedding_size": 12, "head_dim": 4, "num_attention_heads": 3, "num_key_value_heads": 1}
 
 
@@ -58,6 +59,27 @@ INEXPRESSIBLE = [
     ("modernbert", {"skip_first_norm": False}, "skip_first_norm"),
     ("modernbert", {"classifier_pooling": "last"}, "classifier_pooling", LABELS),
     ("modernbert", {"attention_bias": ["q"]}, "attention_bias"),
+    ("modernbert", {"attention_patterns": ["sliding_window:3", "sliding_window:2"]}, "attention_patterns"),
+    ("modernbert", {"attention_patterns": ["chunked:4"]}, "attention_patterns"),
+    ("modernbert", {"attention_patterns": ["dilated:3,gap=2"]}, "attention_patterns"),
+    ("longformer", {"attention_patterns": ["full"]}, "attention_patterns"),
+    ("longformer", {"attention_patterns": ["sliding_window:4"]}, "attention_patterns"),
+    ("longformer", {"attention_patterns": ["local_global:4"]}, "attention_patterns"),
+    ("longformer", {"attention_patterns": [f"{SPARSE},tokens=1"]}, "attention_patterns"),
+    ("longformer", {"attention_patterns": [SPARSE]}, "attention_patterns", LABELS),
+    # Which its class reads and cannot run
+    ("longformer", {"attention_patterns": [SPARSE.replace("4", "1")]}, "attention_patterns"),
+    ("longformer", {"attention_patterns": [SPARSE, SPARSE.replace("4", "3")]}, "attention_patterns"),
+    ("longformer", {"attention_patterns": [f"{SPARSE},tokens=2"]}, "attention_patterns", LABELS),
+    ("longformer", {"position_offset": 0}, "position_offset"),
+    ("big_bird", {"attention_patterns": ["big_bird:4,random=1"]}, "attention_patterns"),
+    ("big_bird", {"attention_patterns": ["big_bird:4,placement=first", "full"]}, "attention_patterns"),
+    ("big_bird", {"attention_patterns": ["big_bird:4,placement=first,random=0"]}, "attention_patterns"),
+    ("big_bird", {"attention_patterns": ["strided:4"]}, "attention_patterns"),
+    ("big_bird", {"attention_bias": ["q"]}, "attention_bias"),
+    ("big_bird", {"embedding_scale": 2.0}, "embedding_scale"),
+    ("big_bird", {"pooler_act": "sigmoid"}, "pooler_act", LABELS),
+    ("big_bird", {"pooler_act": "sigmoid"}, "pooler_act", "AutoModel"),
     ("gpt2", GROUPED, "num_key_value_heads"),
     ("gpt2", {"attention_scale": 0.3}, "attention_scale"),
     ("gpt2", {"position_embedding_type": "alibi"}, "position_embedding_type"),
@@ -82,7 +104,14 @@ INEXPRESSIBLE = [
     ("llama", {"classifier_bias": True}, "classifier_bias", LABELS),
     ("llama", {"classifier_transform": True}, "classifier_transform", LABELS),
     ("mistral", {"attention_patterns": ["sliding_window:4", "full"]}, "attention_patterns"),
+    ("mistral", {"attention_patterns": ["sliding_window:4", "sliding_window:3"]}, "attention_patterns"),
+    ("mistral", {"attention_patterns": ["chunked:4"]}, "attention_patterns"),
+    ("mistral", {"attention_patterns": ["full"], "memory_length": 3}, "memory_length"),
     ("mistral", {"attention_bias": True}, "attention_bias"),
+    ("qwen2", {"attention_patterns": ["sliding_window:4", "sliding_window:3"]}, "attention_patterns"),
+    ("qwen3", {"attention_patterns": ["sliding_window:4", "chunked:4"]}, "attention_patterns"),
+    ("qwen3", {"attention_patterns": ["local_global:4,tokens=1"]}, "attention_patterns"),
+    ("qwen3", {"attention_patterns": ["prefix_lm"]}, "attention_patterns"),
     ("qwen2", {"attention_bias": False}, "attention_bias"),
     ("qwen3", {"qk_norm": "full"}, "qk_norm"),
     ("qwen3", {"mlp_bias": True}, "mlp_bias"),
@@ -91,6 +120,9 @@ INEXPRESSIBLE = [
         {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE | {"rope_theta": 10.0}}},
         "rope_parameters",
     ),
+    ("gemma2", {"attention_patterns": ["sliding_window:4", "sliding_window:3"]}, "attention_patterns"),
+    ("gemma3_text", {"attention_patterns": ["sliding_window:4", "sliding_window:3"]}, "attention_patterns"),
+    ("gemma3_text", {"attention_patterns": ["full", "fixed:4"]}, "attention_patterns"),
     ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping"),
     ("gemma3_text", {"norm_unit_offset": False}, "norm_unit_offset"),
     ("gemma3_text", {"position_embedding_type": "none"}, "position_embedding_type"),
@@ -108,6 +140,11 @@ INEXPRESSIBLE = [
     ("bart", {"encoder.position_embedding_type": "none"}, "encoder.position_embedding_type"),
     ("bart", {"decoder.norm_eps": 1e-6}, "decoder.norm_eps"),
     ("bart", {"tie_word_embeddings": True, "tie_encoder_decoder_embeddings": False}, "tie_encoder_decoder_embeddings"),
+    ("led", {"encoder.attention_patterns": ["full"]}, "encoder.attention_patterns"),
+    ("led", {"decoder.attention_patterns": ["sliding_window:4"]}, "decoder.attention_patterns"),
+    ("led", {"decoder.position_offset": 2}, "decoder.position_offset"),
+    ("led", {"encoder.embedding_scale": "sqrt"}, "encoder.embedding_scale"),
+    ("bart", {"encoder.attention_patterns": [SPARSE]}, "encoder.attention_patterns"),
     ("pegasus", {"decoder.norm_placement": "sandwich"}, "decoder.norm_placement"),
     ("pegasus", {"encoder.sinusoidal_layout": "interleaved"}, "encoder.sinusoidal_layout"),
     ("marian", {"encoder.embedding_norm": True}, "encoder.embedding_norm"),
@@ -140,6 +177,7 @@ FOREIGN = [
     ("bert", {"is_decoder": True}, "is_decoder"),
     ("roberta", {"is_decoder": True, "add_cross_attention": True}, "is_decoder"),
     ("albert", {"inner_group_num": 2}, "inner_group_num"),
+    ("big_bird", {"is_decoder": True, "attention_type": "original_full"}, "is_decoder"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
     # The native class passes over this field, and ours would not
@@ -186,6 +224,27 @@ def test_a_head_without_counterpart_is_refused_and_can_be_left_behind():
     masked = from_hf(native, auto_class="AutoModelForMaskedLM")
     ids = torch.randint(5, 40, (2, 7))
     torch.testing.assert_close(masked(ids).logits, native(ids).prediction_logits)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("big_bird", "BigBirdForQuestionAnswering"),
+        ("big_bird", "BigBirdForPreTraining"),
+        ("led", "LEDForQuestionAnswering"),
+    ],
+)
+def test_a_head_of_a_sparse_family_without_counterpart_is_refused(model_type, name):
+    native = getattr(hf, name)(random_config(model_type, 0))
+    with pytest.raises(ValueError, match=rf"class '{name}' has no counterpart: of {model_type}, Variform has"):
+        from_hf(native)
+
+
+@pytest.mark.parametrize("auto_class", ["AutoModelForQuestionAnswering", "AutoModelForMultipleChoice"])
+def test_longformers_search_for_separators_is_left_behind_with_a_warning(auto_class, caplog):
+    with caplog.at_level(logging.WARNING):
+        FAMILIES["longformer"].read_form(random_config("longformer", 0), auto_class)
+    assert "marks tokens as global by the separators in a text; here, say which" in caplog.text
 
 
 def test_adapters_are_refused_until_they_are_merged():
@@ -243,7 +302,8 @@ def test_a_decoder_made_from_a_config_leaves_as_a_llama():
 
 
 def test_a_preset_leaves_as_the_family_it_is_named_after():
-    for name, model_type in {"bert-base": "bert", "gpt2": "gpt2"}.items():
+    families = {"bert-base": "bert", "longformer-base": "longformer", "bigbird-base": "big_bird", "gpt2": "gpt2"}
+    for name, model_type in families.items():
         form = variform.load_config(name)
         assert FAMILIES[model_type].write_config(form, language_model(model_type)).model_type == model_type
 
@@ -266,7 +326,8 @@ def test_what_a_family_lacks_in_training_only_is_no_obstacle(field, caplog):
     assert type(native) is hf.LlamaForCausalLM
 
 
-def test_a_roberta_without_padding_id_is_refused():
-    values = random_config("roberta", 0).to_dict() | {"pad_token_id": None}
-    with pytest.raises(ValueError, match="roberta: `pad_token_id=None`"):
-        FAMILIES["roberta"].read_form(hf.RobertaConfig(**values), "AutoModel")
+@pytest.mark.parametrize("model_type", ["roberta", "longformer"])
+def test_positions_after_a_padding_id_that_is_missing_are_refused(model_type):
+    values = random_config(model_type, 0).to_dict() | {"pad_token_id": None}
+    with pytest.raises(ValueError, match=f"{model_type}: `pad_token_id=None`"):
+        FAMILIES[model_type].read_form(hf.CONFIG_MAPPING[model_type](**values), "AutoModel")

@@ -48,6 +48,13 @@ ENCODERS = {
         "pooler": True,
     },
     "relative_bias": {"position_embedding_type": "relative_bias", "attention_patterns": ["sliding_window:3"]},
+    "transformer_xl": {"position_embedding_type": "transformer_xl", "attention_patterns": ["sliding_window:3"]},
+    "reformer": {
+        "position_embedding_type": "axial",
+        "attention_patterns": ["lsh:4,rounds=2,chunked=true,chunk=3", "chunked:3,before=1,cyclic=true"],
+        "residual_streams": 2,
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -88,6 +95,11 @@ DECODERS = {
     "rope_window": {"attention_patterns": ["sliding_window:4", "full"], "num_key_value_heads": 1},
     "learned": {"position_embedding_type": "learned"},
     "alibi": {"position_embedding_type": "alibi"},
+    "transformer_xl": {
+        "position_embedding_type": "transformer_xl",
+        "attention_patterns": ["sliding_window:4", "full"],
+    },
+    "lsh": {"attention_patterns": ["lsh:4,rounds=2", "chunked:3,before=1"], "num_key_value_heads": 1},
 }
 
 

@@ -29,6 +29,7 @@ FORMS = {
     "full_norm": (AutoModelForCausalLM, tiny("decoder", **EVEN, qk_norm="full", norm_placement="reordered")),
     "sinks": (AutoModelForCausalLM, tiny("decoder", **EVEN, qk_norm="head", attention_sinks=True)),
     "alibi": (AutoModelForMaskedLM, tiny("encoder", **EVEN, position_embedding_type="alibi", gated_mlp=False)),
+    "transformer_xl": (AutoModelForCausalLM, tiny("decoder", **EVEN, position_embedding_type="transformer_xl")),
     "shared_layers": (AutoModelForMaskedLM, tiny("encoder", **EVEN, num_hidden_groups=1, embedding_size=6)),
     "encoder_decoder": (
         AutoModelForSeq2SeqLM,

@@ -13,6 +13,11 @@ DECODERS = {
     "learned": {"position_embedding_type": "learned", "norm_type": "layer_norm"},
     "alibi_window": {"position_embedding_type": "alibi", "attention_patterns": ["full", "sliding_window:4"]},
     "relative_bias": {"position_embedding_type": "relative_bias", "relative_attention_num_buckets": 6},
+    "transformer_xl_window": {
+        "position_embedding_type": "transformer_xl",
+        "attention_patterns": ["sliding_window:3", "full"],
+        "num_key_value_heads": 1,
+    },
     "sinusoidal_sinks": {"position_embedding_type": "sinusoidal", "attention_sinks": True},
     "none_softcap": {"position_embedding_type": "none", "attn_logit_softcapping": 5.0},
     "shared_layers": {"num_hidden_groups": 1, "embedding_size": 8},

@@ -6,7 +6,7 @@ from tiny import build, inputs, pad, tiny
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, StaticCache
 
-SCHEMES = ["none", "rope", "relative_bias", "alibi"]
+SCHEMES = ["none", "rope", "relative_bias", "alibi", "transformer_xl"]
 
 
 def by_backend(config, *backends, auto_class=None):
@@ -31,6 +31,11 @@ FLEX_FORMS = {
     "softcap": ("decoder", {"attn_logit_softcapping": 2.0}),
     "alibi": ("decoder", {"position_embedding_type": "alibi"}),
     "relative bias": ("encoder", {"position_embedding_type": "relative_bias"}),
+    "transformer-xl both ways": ("encoder", {"position_embedding_type": "transformer_xl"}),
+    "transformer-xl": (
+        "decoder",
+        {"position_embedding_type": "transformer_xl", "num_attention_heads": 4, "num_key_value_heads": 2},
+    ),
     "relative bias and window": (
         "decoder",
         {"position_embedding_type": "relative_bias", "attention_patterns": ["sliding_window:3"]},
@@ -166,6 +171,13 @@ def test_generation_of_a_pair_with_a_cache_is_generation_without(beams):
         "eos_token_id": None,
     }
     assert_close(model.generate(ids, **options), model.generate(ids, use_cache=False, **options), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scheme", ["relative_bias", "alibi", "transformer_xl"])
+def test_flash_attention_is_refused_where_scores_have_a_bias(scheme):
+    model = build(tiny("decoder", position_embedding_type=scheme))
+    with pytest.raises(ValueError, match=f"cannot express `position_embedding_type='{scheme}'`; use 'eager'"):
+        model.set_attn_implementation("flash_attention_2")
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])

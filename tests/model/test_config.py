@@ -15,6 +15,7 @@ from variform import VariformDecoderConfig, VariformEncoderConfig, VariformEncod
 
 ROPE = {"rope_type": "default", "rope_theta": 100.0}
 RELATIVE = {"position_embedding_type": "relative_bias"}
+AXIAL = {"position_embedding_type": "axial"}
 
 # (field at fault, what else the message must hold, fields of a form that are refused together)
 ILLEGAL = [
@@ -78,6 +79,15 @@ ILLEGAL = [
     ("attention_patterns", "wider than `max_position_embeddings=24`", {"attention_patterns": ["big_bird:25"]}),
     ("attention_patterns", "`random=-1` must be at least 0", {"attention_patterns": ["big_bird:4,random=-1"]}),
     ("attention_patterns", "`buckets=3` must be even", {"attention_patterns": ["lsh:3"]}),
+    ("attention_patterns", "`buckets=7` must be even", {"attention_patterns": ["lsh:4/7"]}),
+    ("attention_patterns", "`buckets=0` must be at least 2", {"attention_patterns": ["lsh:0"]}),
+    ("attention_patterns", "`buckets` is empty", {"attention_patterns": [{"name": "lsh", "buckets": []}]}),
+    ("attention_patterns", "`rounds=0` must be at least 1", {"attention_patterns": ["lsh:4,rounds=0"]}),
+    ("attention_patterns", "pieces of `chunked=true`", {"attention_patterns": ["lsh:4,chunk=8"]}),
+    ("attention_patterns", "`chunk=25` is wider than", {"attention_patterns": ["lsh:4,chunked=true,chunk=25"]}),
+    ("attention_patterns", "`before=-1` must be at least 0", {"attention_patterns": ["chunked:4,before=-1"]}),
+    ("attention_patterns", "`before=3` reaches 24 tokens", {"attention_patterns": ["chunked:8,before=3"]}),
+    ("attention_patterns", "`cyclic=true`", {"attention_patterns": ["chunked:8,cyclic=true"]}),
     ("attention_patterns", "`window=0` must be at least 1 key", {"attention_patterns": ["local_global:0"]}),
     ("attention_patterns", "true or false", {"attention_patterns": ["local_global:2,global_projections=3"]}),
     ("attention_patterns", "neither a string nor a dict", {"attention_patterns": [3]}),
@@ -95,6 +105,15 @@ ILLEGAL = [
     ("partial_rotary_factor", "even number", {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.3}}),
     ("partial_rotary_factor", "even number", {"rope_parameters": {**ROPE, "partial_rotary_factor": 3.0}}),
     ("position_embedding_type", "even", {"position_embedding_type": "sinusoidal", "embedding_size": 5}),
+    ("hidden_size", "choose an even one", {"hidden_size": 13, "position_embedding_type": "transformer_xl"}),
+    ("memory_length", "0 (none) or more", {"memory_length": -1}),
+    ("axial_shape", "two numbers", {**AXIAL, "axial_shape": [24]}),
+    ("axial_shape", "two numbers", {**AXIAL, "axial_shape": [24, 0]}),
+    ("axial_shape", "larger tables", {**AXIAL, "axial_shape": [4, 5]}),
+    ("axial_dims", "`embedding_size=12`", {**AXIAL, "axial_dims": [5, 6]}),
+    ("residual_streams", "1 or 2", {"residual_streams": 3}),
+    ("residual_streams", "`norm_placement='pre'`", {"residual_streams": 2, "norm_placement": "post"}),
+    ("residual_streams", "drop one of them", {"residual_streams": 2, "parallel_residual": True}),
     ("relative_attention_num_buckets", "2 or more", {**RELATIVE, "relative_attention_num_buckets": 1}),
     ("relative_attention_max_distance", "above", {**RELATIVE, "relative_attention_max_distance": 2}),
     *[(f"{name}_token_id", "vocab_size=19", {f"{name}_token_id": 19}) for name in ("pad", "bos", "eos")],
@@ -124,6 +143,54 @@ def test_a_pooler_in_a_decoder_is_refused():
     for fields in ({"pooler": True}, {"decoder": {"pooler": True}}):
         with pytest.raises(ValueError, match=r"`pooler=True` is for encoders; .*`classifier_transform=True`"):
             tiny("encoder_decoder" if "decoder" in fields else "decoder", **fields)
+
+
+def test_a_memory_in_an_encoder_is_refused():
+    for fields in ({"memory_length": 4}, {"encoder": {"memory_length": 4}}):
+        with pytest.raises(ValueError, match=r"`memory_length=4` is for decoders: .* drop it"):
+            tiny("encoder_decoder" if "encoder" in fields else "encoder", **fields)
+
+
+def test_a_memory_with_rope_by_layer_type_is_refused():
+    with pytest.raises(ValueError, match=r"`memory_length=4` makes all layers of one type .*`rope_parameters`"):
+        tiny("decoder", memory_length=4, rope_parameters={"full_attention": ROPE, "sliding_attention": ROPE})
+
+
+def test_two_streams_are_refused_with_tied_embeddings_and_beside_an_encoder():
+    for shape in ("encoder", "decoder"):
+        with pytest.raises(ValueError, match=r"`residual_streams=2` gives .* set `tie_word_embeddings=False`"):
+            tiny(shape, residual_streams=2)
+    with pytest.raises(ValueError, match=r"`decoder.residual_streams=2` .* use 1"):
+        tiny("encoder_decoder", decoder={"residual_streams": 2})
+    assert tiny("encoder_decoder", encoder={"residual_streams": 2}).encoder.output_size == 24
+
+
+def test_a_chain_of_chunks_in_a_decoder_has_no_first_that_sees_the_last():
+    with pytest.raises(ValueError, match=r"`cyclic=true` shows the first chunk the last one, which is its future"):
+        tiny("decoder", attention_patterns=["chunked:4,before=1,cyclic=true"])
+
+
+def test_sorted_texts_in_a_decoder_are_refused_with_a_cache_or_a_memory():
+    sorted_texts = {"attention_patterns": ["lsh:4,chunked=true,chunk=4"]}
+    with pytest.raises(
+        ValueError, match=r"`use_cache=True`: `attention_patterns` .* set it to False, or use `chunked=false`"
+    ):
+        tiny("decoder", **sorted_texts)
+    with pytest.raises(
+        ValueError, match=r"`memory_length=4`: `attention_patterns` .* drop it, or use `chunked=false`"
+    ):
+        tiny("decoder", **sorted_texts, use_cache=False, memory_length=4)
+    with pytest.raises(ValueError, match=r"`use_cache=True`: the decoder's `attention_patterns`"):
+        tiny("encoder_decoder", decoder={**sorted_texts, "use_cache": False})
+    assert not tiny("encoder_decoder", decoder=sorted_texts, use_cache=False).decoder.use_cache
+    assert tiny("encoder", **sorted_texts).use_cache
+
+
+@pytest.mark.parametrize("name", ["cross_attention_patterns", "cross_attention_pattern", "cross_attn_patterns"])
+def test_patterns_of_cross_attention_are_refused(name):
+    for fields in ({name: ["lsh:4"]}, {"decoder": {name: ["lsh:4"]}}):
+        with pytest.raises(ValueError, match=f"`{name}` is not a field: cross-attention is always full"):
+            tiny("encoder_decoder", **fields)
 
 
 def test_an_odd_number_of_buckets_is_refused_both_ways():
@@ -192,7 +259,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(shape, wrong, right):
 
 
 def test_an_unknown_key_of_a_pair_is_refused():
-    with pytest.raises(ValueError, match="`tie_embeddings` is not a field of VariformEncoderDecoderConfig"):
+    with pytest.raises(ValueError, match=r"`tie_embeddings` is not a field of VariformEncoderDecoderConfig"):
         VariformEncoderDecoderConfig(tie_embeddings=True)
 
 
@@ -227,6 +294,11 @@ class TestDerived:
         config = tiny("decoder", attention_patterns=["sliding_window:4", "full"], num_hidden_layers=3)
         assert config.layer_types == ["sliding_attention", "full_attention", "sliding_attention"]
         assert config.sliding_window == 4
+
+    def test_a_memory_is_a_sliding_cache_in_every_layer(self):
+        config = tiny("decoder", attention_patterns=["sliding_window:9", "full"], memory_length=4)
+        assert config.layer_types == ["sliding_attention", "sliding_attention"]
+        assert config.sliding_window == 5  # transformers counts the query's own key
 
     def test_strings_and_dicts_of_a_pattern_are_one(self):
         spellings = ["sliding_window:4", "sliding_window:window=4", {"name": "sliding_window", "window": 4}]
@@ -289,7 +361,7 @@ class TestPair:
         assert config.encoder.pad_token_id == config.decoder.pad_token_id == 3
 
     def test_a_stack_of_the_wrong_kind_is_refused(self):
-        with pytest.raises(ValueError, match="`encoder` must be a variform_encoder config"):
+        with pytest.raises(ValueError, match=r"`encoder` must be a variform_encoder config"):
             VariformEncoderDecoderConfig(encoder=VariformDecoderConfig())
 
     def test_a_config_serves_as_a_stack(self):
@@ -305,7 +377,7 @@ class TestPair:
         assert not tiny("encoder_decoder", encoder={"vocab_size": 20}).tie_encoder_decoder_embeddings
 
     def test_sharing_embeddings_of_two_shapes_is_refused(self):
-        with pytest.raises(ValueError, match="`tie_encoder_decoder_embeddings=True` needs equal `vocab_size`"):
+        with pytest.raises(ValueError, match=r"`tie_encoder_decoder_embeddings=True` needs equal `vocab_size`"):
             tiny("encoder_decoder", encoder={"vocab_size": 20}, tie_encoder_decoder_embeddings=True)
 
     def test_the_sizes_of_the_decoder_are_mirrored(self):

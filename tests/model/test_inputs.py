@@ -222,7 +222,7 @@ def test_a_classifier_without_labels_that_count_has_loss_zero(labels):
     assert not any(p.grad.any() for p in model.parameters())
 
 
-FORMS_OF_POSITIONS = ["none", "learned", "sinusoidal", "rope", "relative_bias", "alibi"]
+FORMS_OF_POSITIONS = ["none", "learned", "sinusoidal", "rope", "relative_bias", "alibi", "transformer_xl"]
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])

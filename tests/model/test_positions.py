@@ -5,19 +5,22 @@ import math
 import pytest
 import torch
 from strategies import ROPES, rope_parameters
-from tiny import build, inputs, tiny
+from tiny import build, inputs, pad, tiny
 from torch import nn
 from torch.testing import assert_close
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from variform.model.attention import Attention
 from variform.model.positions import (
     AlibiBias,
+    Distances,
     LearnedPositions,
     RelativeBias,
     RotaryEmbedding,
     SinusoidalPositions,
+    TransformerXlPositions,
     alibi_slopes,
     count_positions,
     packed_documents,
@@ -164,6 +167,122 @@ class TestAlibi:
         assert_close(bias[0, :, 0], -torch.tensor([[3.0, 0, 2]]) * torch.tensor([[2**-4], [2**-8]]))
 
 
+def xl_reference(attention, scheme, states, positions, hidden) -> torch.Tensor:
+    """The formula, with a sine and a cosine of each pair's distance: `(batch, tokens, hidden_size)` of states as wide."""
+    config = attention.config
+    heads = (states.shape[1], -1, config.head_dim)
+    query, key, value = (getattr(attention, f"{name}_proj")(states).unflatten(1, heads[:1]) for name in "qkv")
+    query, key, value = (part.unflatten(-1, heads[1:]) for part in (query, key, value))
+    groups = config.num_attention_heads // config.num_key_value_heads
+    key, value = key.repeat_interleave(groups, 2), value.repeat_interleave(groups, 2)
+    distances = (positions[:, :, None] - positions[:, None, :]).double()
+    frequencies = 10000.0 ** (-torch.arange(0, SIZE, 2, dtype=torch.float64) / SIZE)
+    angles = distances[..., None] * frequencies
+    waves = attention.r_proj(torch.cat((angles.sin(), angles.cos()), -1).float().double()).unflatten(-1, heads[1:])
+    scores = torch.einsum("bqhd,bkhd->bhqk", query + scheme.u, key) * attention.scaling
+    if config.attn_logit_softcapping is not None:
+        scores = config.attn_logit_softcapping * torch.tanh(scores / config.attn_logit_softcapping)
+    scores = scores + torch.einsum("bqhd,bqkhd->bhqk", query + scheme.v, waves) * attention.scaling
+    scores = scores.masked_fill(hidden[:, None], float("-inf"))
+    if attention.sinks is not None:
+        scores = torch.cat((scores, attention.sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)), -1)
+    weights = scores.softmax(-1)[..., : states.shape[1]]
+    return attention.o_proj(torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2))
+
+
+class TestTransformerXl:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_scale": 0.7},
+            {"attn_logit_softcapping": 0.8, "attention_sinks": True},
+        ],
+    )
+    @pytest.mark.parametrize("positions", [[0, 1, 2, 3, 4], [3, 4, 9, 200, 201], [0, 1, 0, 1, 2]])
+    @pytest.mark.parametrize("is_causal", [True, False])
+    def test_outputs_and_gradients_are_those_of_the_formula(self, is_causal, positions, fields):
+        """Positions may leave gaps, and distances are signed where a query sees ahead."""
+        config = tiny("decoder", position_embedding_type="transformer_xl", **fields)
+        config._attn_implementation = "eager"
+        attention = Attention(config, 0, is_causal).double()
+        scheme = TransformerXlPositions(config, is_causal).double()
+        weights = [*attention.parameters(), *scheme.parameters()]
+        for weight in weights:
+            nn.init.normal_(weight, std=0.4)
+        states, positions = torch.randn(2, 5, SIZE).double(), torch.tensor([positions])
+        hidden = torch.ones(1, 5, 5).triu(1).bool() if is_causal else torch.zeros(1, 5, 5).bool()
+        mask = torch.zeros(1, 1, 5, 5).masked_fill(hidden[:, None], torch.finfo(torch.float32).min)
+        waves, index = scheme(positions, positions)
+        distances = Distances(waves.double(), index)
+        output, _ = attention(states, attention_mask=mask, distances=distances, query_biases=scheme.biases())
+        expected = xl_reference(attention, scheme, states, positions, hidden)
+        assert_close(output, expected, rtol=1e-6, atol=1e-6)
+        found = torch.autograd.grad(output.square().sum(), weights)
+        for gradient, right in zip(found, torch.autograd.grad(expected.square().sum(), weights)):
+            assert_close(gradient, right, rtol=1e-4, atol=1e-5)
+
+    def test_a_causal_stack_makes_no_waves_of_the_future_but_where_a_prefix_sees_it(self):
+        scheme = TransformerXlPositions(tiny("decoder", position_embedding_type="transformer_xl"), is_causal=True)
+        positions = torch.arange(6)[None]
+        assert len(scheme(positions, positions).waves) == 6
+        waves, index = scheme(positions, positions, sees_ahead=True)
+        assert len(waves) == 11
+        assert torch.equal(index[0, 0], torch.tensor([5, 4, 3, 2, 1, 0]))
+        assert_close(waves[5], torch.cat((torch.zeros(SIZE // 2), torch.ones(SIZE // 2))))
+
+    def test_a_prefix_sees_signed_distances(self):
+        """A decoder whose prefix is all of the text is the encoder with its weights."""
+        fields = {"position_embedding_type": "transformer_xl"}
+        decoder = build(tiny("decoder", attention_patterns=["prefix_lm"], **fields))
+        encoder = build(tiny("encoder", **fields))
+        encoder.load_state_dict(decoder.state_dict())
+        lengths = torch.full((2,), 7)
+        assert_close(decoder(inputs(), prefix_lengths=lengths)[0], encoder(inputs())[0], rtol=1e-4, atol=1e-5)
+
+    def test_global_rows_read_the_distances_too(self):
+        """Where the projections of global tokens are those of the others, a form with them is the form without."""
+        fields = {"position_embedding_type": "transformer_xl", "num_hidden_layers": 1}
+        patterns = [f"local_global:2,tokens=2,global_projections={value}" for value in ("true", "false")]
+        own, plain = (build(tiny("encoder", attention_patterns=[pattern], **fields)) for pattern in patterns)
+        missing, _ = own.load_state_dict(plain.state_dict(), strict=False)
+        assert all("_global" in name for name in missing)
+        for name in "qkv":
+            attention = own.layers[0].self_attn
+            getattr(attention, f"{name}_proj_global").load_state_dict(getattr(attention, f"{name}_proj").state_dict())
+        ids, mask = pad(inputs(2, 9), 2)
+        mask[1] = 1
+        real = mask.bool()
+        assert_close(own(ids, mask)[0][real], plain(ids, mask)[0][real], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("use_reentrant", [True, False])
+    def test_checkpointing_gives_the_same_gradients(self, use_reentrant):
+        results = []
+        for is_checkpointed in (False, True):
+            model = build(tiny("decoder", position_embedding_type="transformer_xl", num_hidden_groups=1)).train()
+            if is_checkpointed:
+                model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+            model(inputs(), use_cache=False)[0].square().sum().backward()
+            results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_length", [0, 4])
+@pytest.mark.parametrize("scheme", ["rope", "relative_bias", "alibi", "transformer_xl"])
+@torch.no_grad()
+def test_positions_given_beside_a_cache_are_those_of_the_new_keys(scheme, memory_length):
+    """The last token sees those of its own call alone, at the positions that were given, which leave a gap."""
+    fields = {"position_embedding_type": scheme, "num_hidden_layers": 1, "attention_patterns": ["sliding_window:3"]}
+    model = build(tiny("decoder", **fields, memory_length=memory_length))
+    ids, positions = inputs(2, 8), torch.tensor([[5, 6, 20]])
+    causal = torch.zeros(2, 1, 3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), float("-inf"))
+    alone = model(ids[:, 5:], causal, position_ids=positions, use_cache=False)[0]
+    cache = model.new_cache()
+    model(ids[:, :5], past_key_values=cache)
+    found = model(ids[:, 5:], position_ids=positions, past_key_values=cache)[0]
+    assert_close(found[:, -1], alone[:, -1], rtol=1e-4, atol=1e-5)
+
+
 def test_positions_are_counted_over_real_tokens():
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0]])
     expected = [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2], [0, 0, 0, 1, 2], [0, 0, 0, 0, 0]]
@@ -201,7 +320,7 @@ class TestPackedDocuments:
         assert (found if found is None else found[0].tolist()) == documents
 
 
-@pytest.mark.parametrize("scheme", ["rope", "relative_bias", "alibi", "none"])
+@pytest.mark.parametrize("scheme", ["rope", "relative_bias", "alibi", "transformer_xl", "none"])
 @pytest.mark.parametrize("shape", ["encoder", "decoder"])
 def test_relative_schemes_do_not_see_a_shift(shape, scheme):
     model = build(tiny(shape, position_embedding_type=scheme))
@@ -210,7 +329,7 @@ def test_relative_schemes_do_not_see_a_shift(shape, scheme):
     assert_close(shifted, model(inputs(), position_ids=positions)[0], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", ["learned", "sinusoidal", "rope", "relative_bias", "alibi"])
+@pytest.mark.parametrize("scheme", ["learned", "sinusoidal", "rope", "relative_bias", "alibi", "transformer_xl"])
 @pytest.mark.parametrize("shape", ["encoder", "decoder"])
 def test_every_scheme_sees_the_order(shape, scheme):
     """The last token's state changes when the tokens before it change places."""
@@ -221,7 +340,7 @@ def test_every_scheme_sees_the_order(shape, scheme):
 
 
 @pytest.mark.parametrize("shape", ["encoder", "decoder"])
-@pytest.mark.parametrize("scheme", ["none", "rope", "relative_bias", "alibi", "learned"])
+@pytest.mark.parametrize("scheme", ["none", "rope", "relative_bias", "alibi", "transformer_xl", "learned"])
 def test_a_window_hides_what_lies_beyond(shape, scheme):
     """One layer, window 2: causal, the token itself and the one before; both ways, two on each side."""
     config = tiny(shape, position_embedding_type=scheme, attention_patterns=["sliding_window:2"], num_hidden_layers=1)

@@ -49,6 +49,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "rope": {"num_key_value_heads": 1},
     "relative_bias": {"relative_attention_num_buckets": 8},
     "alibi": {},
+    "transformer_xl": {},
 }
 on_every_form = pytest.mark.parametrize(
     ("shape", "scheme"), [(shape, scheme) for shape in HEADS for scheme in SCHEMES], ids=lambda value: value
@@ -487,6 +488,7 @@ STATEMENTS = {
     "rope": "distances of 24 tokens and more were never trained: `rope_scaling` or `rope_parameters` can",
     "relative_bias": "distances of 24 tokens and more were never trained: from 128 on, all share one bias",
     "alibi": "distances of 24 tokens and more were never trained: their penalties go on",
+    "transformer_xl": "distances of 24 tokens and more were never trained: their sines go on",
 }
 
 
@@ -502,7 +504,7 @@ def test_the_statement_says_what_was_never_trained(scheme):
     assert any(line.startswith(f"The decoder's {STATEMENTS[scheme]}") for line in lines)
 
 
-@pytest.mark.parametrize("scheme", ["none", "rope", "relative_bias", "alibi"])
+@pytest.mark.parametrize("scheme", ["none", "rope", "relative_bias", "alibi", "transformer_xl"])
 def test_windows_show_no_distance_that_is_new(scheme):
     _, statement = stated(original("encoder", scheme), PATTERNS, LONGER)
     assert f"The encoder's layers look no farther than {WINDOW} tokens: no distance is new to them." in statement.kept

@@ -3,7 +3,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from variform.training.tokenizer import letters_and_symbols_tokenizer
+from variform.training.tokenizer import DOCUMENT_START_ID, byte_tokenizer, letters_and_symbols_tokenizer
 
 
 @pytest.fixture
@@ -38,3 +38,21 @@ def test_saving_and_loading_changes_nothing(tokenizer, tmp_path):
     loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert loaded("cat")["input_ids"] == tokenizer("cat")["input_ids"]
     assert (loaded.bos_token, loaded.eos_token, loaded.pad_token) == ("<s>", "</s>", "<pad>")
+
+
+def test_a_byte_is_its_own_number():
+    ids = byte_tokenizer()("".join(map(chr, range(128))) + "\u00e9")["input_ids"]
+    assert ids == [DOCUMENT_START_ID, *range(128), 195, 169]
+
+
+def test_the_vocabulary_has_every_byte_once():
+    vocabulary = byte_tokenizer().get_vocab()
+    assert sorted(vocabulary.values()) == list(range(257))
+
+
+def test_bytes_decode_to_the_text_they_came_from(tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path)
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = "Who's there?\r\n\tna\u00efve \U0001f600 \x00"
+    assert loaded.decode(loaded(text)["input_ids"], skip_special_tokens=True) == text
+    assert loaded(["ab", "c"], padding=True)["attention_mask"] == [[1, 1, 1], [0, 1, 1]]

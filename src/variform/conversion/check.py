@@ -1,5 +1,6 @@
 """Does a converted checkpoint compute what the original does? Both run on real text."""
 
+import inspect
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from ..model.configuration_variform import AUTO_MAP
 from . import FAMILIES
-from .convert import auto_class_of_ours, quiet, saved_architecture
+from .convert import VOCABULARIES, auto_class_of_ours, quiet, saved_architecture
 
 TOLERANCE = 1e-5  # relative to the largest entry, float32
 
@@ -52,7 +53,8 @@ def check_conversion(original: str | Path, converted: str | Path) -> Check:
         ValueError: if the two have different heads.
     """
     models = [load(Path(folder)) for folder in (original, converted)]
-    inputs, is_text = make_inputs(Path(converted), models[1])
+    known = next((model for model in models if model.config.model_type in AUTO_MAP), models[1])
+    inputs, is_text = make_inputs(Path(converted), known)
     outputs = [model(**inputs) for model in models]
     mask = inputs["attention_mask"].flatten(0, -2)
     real = mask if "decoder_input_ids" not in inputs else inputs["decoder_attention_mask"]
@@ -84,8 +86,11 @@ def load(folder: Path) -> PreTrainedModel:
 def make_inputs(folder: Path, model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], bool]:
     """A batch padded on the right, and whether it is text."""
     config = model.config.get_text_config(decoder=True)
-    limit = min(config.max_position_embeddings, 256)
+    limits = [getattr(config, f"max{side}_position_embeddings", 256) for side in ("", "_encoder", "_decoder")]
+    limit = min(256, *limits)
     try:
+        if not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
+            raise FileNotFoundError(f"{folder} has no vocabulary, and some tokenizers load all the same")
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         options = {"padding": True, "padding_side": "right", "truncation": True, "max_length": limit}
@@ -94,11 +99,25 @@ def make_inputs(folder: Path, model: PreTrainedModel) -> tuple[dict[str, torch.T
         is_text = True
     except (ImportError, OSError, ValueError):
         ids = torch.randint(config.vocab_size, (len(TEXTS), min(limit, RANDOM_TOKENS)))
+        # Some classes take every padding token for padding, whatever the mask says
+        ids[ids == model.config.pad_token_id] += -1 if model.config.pad_token_id else 1
         mask, is_text = torch.ones_like(ids), False
     if type(model).__name__.endswith("MultipleChoice"):
         ids, mask = ids[:, None], mask[:, None]
     inputs = {"input_ids": ids, "attention_mask": mask}
+    if takes_marks(model):
+        # The first token, as is usual; without a mask some native classes look for separators, and find none here
+        inputs["global_attention_mask"] = torch.zeros_like(mask)
+        inputs["global_attention_mask"][..., 0] = 1
     if model.config.is_encoder_decoder:
         # The decoder writes what the encoder reads, as in auto-encoding
         inputs |= {"decoder_input_ids": ids % config.vocab_size, "decoder_attention_mask": mask}
     return inputs, is_text
+
+
+def takes_marks(model: PreTrainedModel) -> bool:
+    """Whether a model, native or ours, has tokens that `global_attention_mask` marks."""
+    if model.config.model_type not in AUTO_MAP:
+        return "global_attention_mask" in inspect.signature(model.forward).parameters
+    patterns = getattr(model.config, "encoder", model.config).attention_patterns
+    return any(entry["name"] == "local_global" for entry in patterns)

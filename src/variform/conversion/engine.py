@@ -92,12 +92,15 @@ class Conversion:
 
     def run(self, read: Read) -> Iterator[tuple[str, torch.Tensor]]:
         """Makes the tensors one after another. Args: read: gives a stored tensor by its name."""
+        taken: set[int] = set()
         sources, made = None, []
         for name, recipe in self.recipes.items():
             if recipe.sources != sources:
-                sources = recipe.sources
+                sources, taken = recipe.sources, set()
                 made = recipe.convert([self.given[s] if s in self.given else read(s) for s in sources])
-            yield name, made[recipe.result]
+            # Two names of one result are two tensors: a file takes none twice
+            yield name, made[recipe.result].clone() if recipe.result in taken else made[recipe.result]
+            taken.add(recipe.result)
 
 
 def inwards(
@@ -126,7 +129,7 @@ def inwards(
     resolved |= {name: name for name in absent}
     moves, unmatched = plan(family.table(form, auto_class), resolved, outwards=False)
     taken = {resolved[name] for move in moves for name in move.sources}
-    idle = family.idle_tensors(auto_class, unmatched)
+    idle = {*family.idle_tensors(auto_class, unmatched), *family.heads[auto_class].unread}
     for name in unmatched:
         if resolved[name] in taken or name in absent:
             continue
@@ -167,6 +170,7 @@ def outwards(
         for name, tensor in family.computed_tensors(foreign, auto_class, blueprint.specs).items()
         if name not in written
     }
+    given |= {name: torch.zeros(blueprint.specs[name].shape, dtype=dtype) for name in family.heads[auto_class].unread}
     moves += [Move((name,), (name,), lambda tensors: tensors) for name in given]
     for name, read_instead in family.idle_tensors(auto_class, blueprint.specs).items():
         moves += [move._replace(targets=(name,)) for move in moves if move.targets == (read_instead,)]

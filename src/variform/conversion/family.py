@@ -78,12 +78,19 @@ class Head:
         rows: the names of the head's own tensors, in full on both sides.
         prefix: what stands before the names of the base model's tensors; default: the family's.
         fixed: fields of ours that are so under this head.
+        read: the foreign config -> fields of ours that it decides under this head alone.
+        unread: names of tensors that this class holds and never reads, and that ours has no place for: they come in as
+            unused and go out as zeros.
+        differs: what this class does and ours does not, said in a warning when it comes in.
     """
 
     foreign: str
     rows: Sequence[Row] = ()
     prefix: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    read: Callable[[PreTrainedConfig], dict[str, Any]] = lambda foreign: {}
+    unread: Sequence[str] = ()
+    differs: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,14 +201,17 @@ class Family:
         Raises:
             ValueError: for a feature that Variform does not have, naming the foreign field.
         """
-        form = self._read(foreign, auto_class)
+        form, head = self._read(foreign, auto_class), self.heads[auto_class]
         copy_platform_fields(foreign, form)
         form.origin = {"model_type": self.model_type, **self._left_over(foreign, form)}
+        if head.differs:
+            logger.warning(f"{head.foreign} {head.differs}")
         return form
 
     def _read(self, foreign: PreTrainedConfig, auto_class: str) -> PreTrainedConfig:
+        head = self.heads[auto_class]
         values = {ours: getattr(foreign, name) for ours, name in self.same.items()}
-        values |= {**self.fixed, **self.read(foreign), **self.heads[auto_class].fixed}
+        values |= {**self.fixed, **self.read(foreign), **head.fixed, **head.read(foreign)}
         values |= {name: getattr(foreign, name, None) for name in SPECIAL_IDS}
         return build_form(self.shape, values)
 
@@ -240,11 +250,12 @@ class Family:
         self._check_expressed(form, differences, auto_class)
         origin = dict(form.origin or {})
         if origin.pop("model_type", None) == self.model_type:
-            for name, value in origin.items():
-                # What the form has not decided since stays as it was
-                kept = self._written(form, **{name: value})
+            # What the form has not decided since stays as it was: all of it or, where that no longer fits, one by one
+            for values in (origin, *({name: value} for name, value in origin.items())):
+                kept = self._written(form, **values)
                 if self._differences(form, kept, auto_class) == differences:
-                    setattr(foreign, name, value)
+                    for name, value in values.items():
+                        setattr(foreign, name, value)
         foreign.architectures = [self.heads[auto_class].foreign]
         return foreign
 
@@ -269,8 +280,9 @@ class Family:
         }
 
     def _check_expressed(self, form: PreTrainedConfig, differences: Mapping[str, Any], auto_class: str) -> None:
+        values = comparable(form)
         for name, value in differences.items():
-            wanted = get_field(form, name)
+            wanted = values[name]
             if name.rpartition(".")[2] in TRAINING_FIELDS:
                 logger.warning(
                     f"{self.model_type} has no `{name}={wanted!r}`: it computes the same, and trains without."
@@ -334,7 +346,7 @@ NOT_FORM = {f.name for f in fields(PreTrainedConfig)} | {
 }
 # Fields that can be said in two ways, in one of them
 RESOLVED: dict[str, Callable[[Any], Any]] = {
-    "attention_patterns": lambda form: [layer_pattern(form, i) for i in range(form.num_hidden_layers)],
+    "attention_patterns": lambda form: [str(form.pattern_of(i)) for i in range(form.num_hidden_layers)],
     "rope_parameters": lambda form: [form.rope_parameters_of(layer_type) for layer_type in form.layer_types],
     "attention_bias": lambda form: sorted(form.biased_projections),
     "attention_scale": lambda form: form.attention_scale or form.head_dim**-0.5,
@@ -358,16 +370,25 @@ NEEDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def layer_pattern(form: PreTrainedConfig, layer: int) -> dict[str, Any]:
-    """The attention pattern of one layer."""
-    return form.attention_patterns[layer % len(form.attention_patterns)]
-
-
 def patterns(foreign: PreTrainedConfig) -> list[str]:
     """Our patterns of a foreign config with `layer_types` and one `sliding_window`, without repeats."""
     names = {"full_attention": "full", "sliding_attention": f"sliding_window:{foreign.sliding_window}"}
-    layers = [names[layer_type] for layer_type in foreign.layer_types]
+    return without_repeats([names[layer_type] for layer_type in foreign.layer_types])
+
+
+def without_repeats(layers: list[str]) -> list[str]:
+    """The shortest list that, tiled over the layers, gives these."""
     return next(layers[:n] for n in range(1, len(layers) + 1) if layers == (layers[:n] * len(layers))[: len(layers)])
+
+
+def windows(form: PreTrainedConfig) -> tuple[list[str], int | None]:
+    """A foreign config's `layer_types`, and its one window or None, from our patterns.
+
+    Of several windows the widest, and for what is no window the nearest: both are refused when they are compared.
+    """
+    kept = [form.pattern_of(layer).retained(is_causal=True) for layer in range(form.num_hidden_layers)]
+    types = ["full_attention" if number is None else "sliding_attention" for number in kept]
+    return types, max((number for number in kept if number is not None), default=None)
 
 
 def ropes(foreign: PreTrainedConfig) -> dict[str, Any]:

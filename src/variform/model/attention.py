@@ -13,8 +13,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .block_attention import block_attention
 from .block_plan import BlockPlan
+from .lsh import HashedTexts, OwnKeys, as_key, attend_in_chunks, see_by_hash
 from .norms import make_norm, mark_residual_writer
-from .patterns import LocalGlobal, SlidingWindow
+from .patterns import LocalGlobal, Lsh, SlidingWindow
 from .positions import Distances, distance_scores, rotate
 
 
@@ -101,9 +102,17 @@ def attend_in_blocks(
     Args:
         position_bias: a table `(H, columns)`, to which the plan holds the columns.
     """
-    rows = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]
+    query_rows, key_rows, value_rows = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
     output = block_attention(
-        *rows, plan, scaling=scaling, bias=position_bias, softcap=softcap, dropout=dropout, sinks=s_aux
+        query_rows,
+        key_rows,
+        value_rows,
+        plan,
+        scaling=scaling,
+        bias=position_bias,
+        softcap=softcap,
+        dropout=dropout,
+        sinks=s_aux,
     )
     return output.view(query.shape[0], query.shape[2], *output.shape[1:])
 
@@ -112,7 +121,7 @@ class GlobalRows(NamedTuple):
     """The queries of a call that see all of their text through projections of their own."""
 
     is_global: torch.Tensor  # (B, Q)
-    index: torch.Tensor  # (B, R): their places among the queries, filled up with others where a row has fewer than R
+    places: torch.Tensor  # (B, R): their places among the queries, filled up with others where a row has fewer than R
     mask: torch.Tensor  # (B, 1 or H, R, Q): additive, with the score bias
 
 
@@ -132,17 +141,21 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.is_causal = is_causal
         self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        pattern = None if key_value_size is not None else config.pattern_of(layer_idx)
+        self.hashing: Any = pattern if isinstance(pattern, Lsh) else None
+        # Where a key is its token's query, each head has its own, and with it a copy of the values that it shares
+        sharing: int = config.num_attention_heads // config.num_key_value_heads
+        self.num_key_value_groups: int = 1 if self.hashing else sharing
+        self.num_value_copies: int = sharing if self.hashing else 1
         self.scaling = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
         biased = config.biased_projections
         query_size, key_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         source_size = key_value_size or config.hidden_size
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias="q" in biased)
-        self.k_proj = nn.Linear(source_size, key_size, bias="k" in biased)
+        self.k_proj = None if self.hashing else nn.Linear(source_size, key_size, bias="k" in biased)
         self.v_proj = nn.Linear(source_size, key_size, bias="v" in biased)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias="o" in biased)
         mark_residual_writer(self.o_proj)
-        pattern = None if key_value_size is not None else config.pattern_of(layer_idx)
         if isinstance(pattern, LocalGlobal) and pattern.global_projections:
             self.q_proj_global = nn.Linear(config.hidden_size, query_size, bias="q" in biased)
             self.k_proj_global = nn.Linear(config.hidden_size, key_size, bias="k" in biased)
@@ -151,7 +164,8 @@ class Attention(nn.Module):
         self.q_norm = self.k_norm = None
         if config.qk_norm is not None:
             self.q_norm = make_norm(config, self.head_dim if self.norms_heads else query_size)
-            self.k_norm = make_norm(config, self.head_dim if self.norms_heads else key_size)
+            if self.k_proj is not None:
+                self.k_norm = make_norm(config, self.head_dim if self.norms_heads else key_size)
         self.sinks = nn.Parameter(torch.empty(config.num_attention_heads)) if config.attention_sinks else None
         if config.position_embedding_type == "transformer_xl" and key_value_size is None:
             self.r_proj = nn.Linear(config.hidden_size, query_size, bias=False)
@@ -171,7 +185,7 @@ class Attention(nn.Module):
         rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
         global_rows: GlobalRows | None = None,
         distances: Distances | None = None,
-        query_biases: torch.Tensor | None = None,
+        query_biases: Any = None,
         memory: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         layer_idx: int | None = None,
@@ -200,24 +214,31 @@ class Attention(nn.Module):
             query = rotate(query, *own)
         if key_value_states is None:
             remembered = hidden_states if memory is None else torch.cat((memory, hidden_states), dim=1)
-            key, value = self._keys_and_values(remembered, rotation)
+            key, value = self._keys_and_values(remembered, rotation, query if memory is None else None)
             if isinstance(past_key_values, EncoderDecoderCache):
                 past_key_values = past_key_values.self_attention_cache
+            if self.hashing is not None:
+                own_keys = self._own_keys(key, memory, past_key_values, layer_idx)
             if past_key_values is not None and memory is None:
                 key, value = past_key_values.update(key, value, layer_idx)
         else:
             key, value = self._cross_keys_and_values(key_value_states, past_key_values, layer_idx)
 
         if distances is not None:
-            query, bias = self._relate(query, distances, query_biases)
-            attention_mask, bias = merge(attention_mask, bias)
+            query, relation = self._relate(query, distances, query_biases)
+            attention_mask, bias = merge(attention_mask, relation)
             kwargs |= {} if bias is None else {"position_bias": bias}
+        if self.hashing is not None and not isinstance(attention_mask, HashedTexts):
+            attention_mask = self._hide_by_hash(attention_mask, own_keys, key, layer_idx)
         if self.sinks is not None:
             kwargs["s_aux"] = self.sinks
         options = {"scaling": self.scaling, "dropout": self.config.attention_dropout if self.training else 0.0}
         options |= {**self.options, **kwargs}
         if isinstance(attention_mask, BlockPlan):
             output, weights = attend_in_blocks(query, key, value, attention_mask, **options), None
+        elif isinstance(attention_mask, HashedTexts):
+            hashing = (self.hashing, layer_idx, self.is_causal)
+            output, weights = attend_in_chunks(query, key, value, attention_mask, *hashing, **options), None
         else:
             attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
             output, weights = attend(self, query, key, value, attention_mask, **options)
@@ -233,14 +254,40 @@ class Attention(nn.Module):
         """The query that meets the keys, and the score bias `(B, H, Q, K)`: the two terms of `TransformerXlPositions`."""
         u, v = query_biases[:, :, None].to(query.dtype)  # (H, 1, D) each
         waves = self.r_proj(distances.waves).view(-1, query.shape[1], self.head_dim)
-        return query + u, distance_scores((query + v) * self.scaling, waves, distances.index)
+        return query + u, distance_scores((query + v) * self.scaling, waves, distances.numbers)
+
+    def _own_keys(self, key: torch.Tensor, memory, past_key_values, layer_idx: int) -> OwnKeys:
+        """The keys of the queries' tokens. `key` holds those of a memory in front; a cache has not taken them in."""
+        before: Any = 0
+        if memory is not None:
+            before = memory.shape[1]
+            key = key[:, :, before:]
+        elif past_key_values is not None:
+            before = past_key_values.get_seq_length(layer_idx)
+        return OwnKeys(key, torch.arange(key.shape[2], device=key.device) + before)
+
+    def _hide_by_hash(self, attention_mask: Any, own_keys: OwnKeys, key: Any, layer_idx: int) -> torch.Tensor:
+        """The mask `(B, H, Q, K)` that hides what does not hash like the query too. Arguments as in `see_by_hash`."""
+        if not isinstance(attention_mask, torch.Tensor):
+            raise ValueError(
+                f"`attention_patterns` entry '{self.hashing}' hides keys of a mask that is a tensor, and was given "
+                f"{type(attention_mask).__name__}; use `attn_implementation='sdpa'` or 'eager'."
+            )
+        is_boolean = attention_mask.dtype == torch.bool
+        shown = attention_mask if is_boolean else is_hiding(attention_mask).logical_not()
+        seen, repeats = see_by_hash(self.hashing, layer_idx, own_keys, key, shown)
+        bias = None if is_boolean else attention_mask
+        if repeats is not None:
+            counted = repeats.to(key.dtype).log()
+            bias = counted if bias is None else bias + counted
+        return seen if bias is None else merge(seen, bias)[0]
 
     def _attend_globally(self, output, hidden_states, rotation, related, rows: GlobalRows, options) -> torch.Tensor:
         """`output` `(B, Q, H, D)` with the global queries' rows computed by the global projections, over all of the text
         (Longformer, arXiv:2004.05150, sec. 3.1)."""
 
         def pick(states: torch.Tensor) -> torch.Tensor:
-            index = rows.index[..., None].expand(-1, -1, states.shape[-1])
+            index = rows.places[..., None].expand(-1, -1, states.shape[-1])
             return states.expand(len(index), -1, -1).gather(1, index)
 
         query = self._heads(self.q_proj_global(pick(hidden_states)), self.q_norm)  # (B, H, R, D)
@@ -252,10 +299,10 @@ class Attention(nn.Module):
         distances, query_biases = related
         bias = None
         if distances is not None:
-            query, bias = self._relate(query, distances._replace(index=pick(distances.index)), query_biases)
+            query, bias = self._relate(query, distances._replace(numbers=pick(distances.numbers)), query_biases)
         found, _ = eager_attention(self, query, key, value, rows.mask, **{**options, "position_bias": bias})
-        is_picked = rows.is_global.gather(1, rows.index)[..., None, None]
-        index = rows.index[..., None, None].expand(-1, -1, *found.shape[2:])
+        is_picked = rows.is_global.gather(1, rows.places)[..., None, None]
+        index = rows.places[..., None, None].expand(-1, -1, *found.shape[2:])
         rebuilt = torch.zeros_like(output).scatter_add(1, index, (found * is_picked).to(output.dtype))
         return torch.where(rows.is_global[..., None, None], rebuilt, output)
 
@@ -268,9 +315,18 @@ class Attention(nn.Module):
             states = norm(states)
         return states.transpose(1, 2)
 
-    def _keys_and_values(self, states: torch.Tensor, rotation=None) -> tuple[torch.Tensor, torch.Tensor]:
-        key, value = self._heads(self.k_proj(states), self.k_norm), self._heads(self.v_proj(states), None)
-        return (rotate(key, *rotation) if rotation is not None else key), value  # (B, G, K, D) each
+    def _keys_and_values(
+        self, states: torch.Tensor, rotation=None, query: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(B, G, K, D)` each. Args: query: of the same states, where a layer may take its keys from there."""
+        value = self._heads(self.v_proj(states), None)
+        if self.k_proj is not None:
+            key = self._heads(self.k_proj(states), self.k_norm)
+            return (rotate(key, *rotation) if rotation is not None else key), value
+        if query is None:
+            query = self._heads(self.q_proj(states), self.q_norm)
+            query = rotate(query, *rotation) if rotation is not None else query
+        return as_key(query), value.repeat_interleave(self.num_value_copies, dim=1)
 
     def _cross_keys_and_values(
         self, states: torch.Tensor, past_key_values: Cache | None, layer_idx: int

@@ -10,11 +10,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .block_plan import BlockPlan, Group
-from .block_plan import make_plan as make_plan
-from .block_plan import planned_scores as planned_scores
 
 # Elements of the keys of one call: on a CPU they are to stay in its cache, an accelerator is to be kept busy
-ELEMENTS_ON_CPU, ELEMENTS_ELSEWHERE = 2**20, 2**24
+ELEMENTS_ON_CPU, ELEMENTS_ELSEWHERE = 2**19, 2**24
 # The logarithm of an empty sum: finite, so that the difference of two is a number
 NEVER = torch.finfo(torch.float32).min
 
@@ -142,7 +140,10 @@ class BlockAttention(torch.autograd.Function):
         states, total, grad = States(query, key, value, bias), Attended(*attended), pack(grad)
         go_back = go_back_fused if ctx.is_fused else go_back_explicitly
         generator = torch.Generator(query.device).manual_seed(ctx.seed)
-        sums = States(*(None if part is None else torch.zeros_like(part, dtype=widen(part.dtype)) for part in states))
+        learned = (query, key, value, bias if ctx.needs_input_grad[3] else None)
+        sums = States._make(
+            None if part is None else torch.zeros_like(part, dtype=widen(part.dtype)) for part in learned
+        )
         with torch.autocast(query.device.type, enabled=False):
             for groups in ctx.plan.rounds:
                 for call in calls(groups, key):
@@ -156,7 +157,7 @@ class BlockAttention(torch.autograd.Function):
 
 
 def go_forward(call: Group, states: States, found: Attended, attend: Callable, scoring: Scoring, generator) -> None:
-    """Computes one call and puts what it finds to the rows."""
+    """Computes one call and writes what it finds into the rows."""
     attended = attend(take_inputs(call, states.of(call.heads), scoring, generator), scoring)
     for rows, values in zip(found, attended):
         call.query.put(rows[:, call.heads], values)
@@ -210,8 +211,7 @@ def calls(groups: tuple[Group, ...], key: torch.Tensor) -> Iterator[Group]:
     """The groups in pieces of a size that suits the device."""
     elements = ELEMENTS_ON_CPU if key.device.type == "cpu" else ELEMENTS_ELSEWHERE
     for group in groups:
-        num_heads = max(1, len(range(key.shape[1])[group.heads]))
-        yield from group.cut(max(1, elements // (group.key.length * num_heads * key.shape[2])))
+        yield from group.cut(max(1, round(elements / (group.key.length * key.shape[1] * key.shape[2]))))
 
 
 def take_inputs(call: Group, states: States, scoring: Scoring, generator: torch.Generator) -> Inputs:

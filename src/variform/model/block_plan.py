@@ -8,19 +8,18 @@ Legend: N rows, H heads, T tiles of a group, Q queries and K keys of a tile, S s
 import functools
 import hashlib
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from .patterns import Pattern, Range, Text, Tile, pairs_of, split, union
 
-# Of (query, key) pairs, the truth is made for this many at a time, so that it stays in a cache,
-PAIRS_AT_ONCE = 2**17
-# a tile that is joined from several has at most so many,
+# Pairs of a query and a key whose truth is made at once: what that takes stays in a processor's cache
+PAIRS_AT_ONCE = 2**18
+# Pairs of a tile that is joined from several, at most
 PAIRS_OF_A_TILE = 2**20
-# and a group of so many is worth a call of its own.
+# Pairs of a group that is worth a call of its own, at least
 PAIRS_OF_A_CALL = 2**14
 
 
@@ -30,7 +29,7 @@ class Rows(NamedTuple):
     The numbers of a list differ from each other; two lists may have some in common.
     """
 
-    count: int  # T
+    tiles: int  # T
     length: int  # of each list
     start: int = 0
     step: int = 0
@@ -50,19 +49,24 @@ class Rows(NamedTuple):
         is_regular = is_orderly and last == start + step * (count - 1) + stride * (length - 1)
         if is_regular and torch.equal(rows.numbers(numbers.device), numbers):
             return rows
-        return Rows(count, length, listed=numbers)
+        return Rows.listing(numbers)
+
+    @staticmethod
+    def listing(numbers: torch.Tensor) -> "Rows":
+        """From `(T, length)` row numbers that are not known to be regular."""
+        return Rows(numbers.shape[0], numbers.shape[1], listed=numbers)
 
     def numbers(self, device: torch.device | None = None) -> torch.Tensor:
         """`(T, length)` row numbers."""
         if self.listed is not None:
             return self.listed
-        tiles, places = torch.arange(self.count, device=device), torch.arange(self.length, device=device)
-        return self.start + tiles[:, None] * self.step + places * self.stride
+        numbers, places = torch.arange(self.tiles, device=device), torch.arange(self.length, device=device)
+        return self.start + numbers[:, None] * self.step + places * self.stride
 
     def cut(self, first: int, end: int) -> "Rows":
         """Some of the lists."""
         listed = None if self.listed is None else self.listed[first:end]
-        return self._replace(count=end - first, start=self.start + first * self.step, listed=listed)
+        return self._replace(tiles=end - first, start=self.start + first * self.step, listed=listed)
 
     def move(self, shift: int, device: torch.device | str | None) -> "Rows":
         """The rows that lie `shift` behind."""
@@ -76,7 +80,7 @@ class Rows(NamedTuple):
             return taken.unflatten(0, self.listed.shape).transpose(1, 2)
         row, head, element = states.stride()
         return states.as_strided(
-            (self.count, states.shape[1], self.length, states.shape[2]),
+            (self.tiles, states.shape[1], self.length, states.shape[2]),
             (self.step * row, head, self.stride * row, element),
             states.storage_offset() + self.start * row,
         )
@@ -93,13 +97,13 @@ class Rows(NamedTuple):
         shift = self.step // self.stride  # places from one list to the next
         if self.listed is not None:
             states.index_add_(0, self.listed.flatten(), values.transpose(1, 2).flatten(0, 1).to(states.dtype))
-        elif self.count == 1 or 0 < self.step < self.stride or shift >= self.length:
+        elif self.tiles == 1 or 0 < self.step < self.stride or shift >= self.length:
             self.take(states).add_(values)
         elif shift == 0:
             self.cut(0, 1).take(states).add_(values.sum(0, keepdim=True))
-        elif self.count * shift <= self.length:
+        elif self.tiles * shift <= self.length:
             # Overlapping views may not be written at once: one list after the other
-            for tile in range(self.count):
+            for tile in range(self.tiles):
                 self.cut(tile, tile + 1).take(states).add_(values[tile])
         else:
             # ... or, of all lists, as many places as do not overlap
@@ -119,11 +123,11 @@ class Group(NamedTuple):
 
     def pairs(self) -> int:
         """How many scores the group has, a head."""
-        return self.query.count * self.query.length * self.key.length
+        return self.query.tiles * self.query.length * self.key.length
 
     def cut(self, size: int) -> Iterator["Group"]:
         """The group in pieces of up to `size` tiles."""
-        for first, end in split(0, self.query.count, size):
+        for first, end in split(0, self.query.tiles, size):
             mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[first:end]
             yield self._replace(query=self.query.cut(first, end), key=self.key.cut(first, end), mask=mask)
 
@@ -177,6 +181,7 @@ def make_sorted_plan(
     orders: torch.Tensor,
     tiles: list[Tile],
     mask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    key_orders: torch.Tensor | None = None,
 ) -> BlockPlan:
     """The plan of sequences of one length that are sorted each in its own way: with Reformer's hashes, one a batch and head.
 
@@ -186,27 +191,24 @@ def make_sorted_plan(
         tiles: in sorted order, the same for all sequences.
         mask: `(S, T, Q, 1)` and `(S, T, 1, K)` int32 places of queries and keys -> what is seen, boolean, or what is added
             to the scores; None where all is seen.
+        key_orders: `(rounds, S, m)`, the same for the keys of the tiles, in which a place may stand twice; default: `orders`.
     """
     num_sequences, length = orders.shape[1:]
+    key_orders = orders if key_orders is None else key_orders
     first_rows = torch.arange(num_sequences, device=orders.device)[:, None, None] * length
     ranges = (([queries], keys) for queries, keys in tiles)
-    in_order = list(by_shape(ranges, torch.arange(length, device=orders.device)))
+    in_order = list(by_shape(ranges, torch.arange(key_orders.shape[-1], device=orders.device)))
     rounds = []
-    for order in orders:
+    for order, key_order in zip(orders, key_orders):
         groups = []
         for of_queries, of_keys in in_order:
-            queries, keys = order[:, of_queries], order[:, of_keys]  # (S, T, Q) and (S, T, K) places
+            queries, keys = order[:, of_queries], key_order[:, of_keys]  # (S, T, Q) and (S, T, K) places
             seen = None if mask is None else mask(queries.int()[..., None], keys.int()[..., None, :])
-            rows = [Rows.of((places + first_rows).flatten(0, 1)) for places in (queries, keys)]
-            groups.append(Group(*rows, None if seen is None else seen.flatten(0, 1)[:, None]))
+            of_rows, of_key_rows = ((places + first_rows).flatten(0, 1) for places in (queries, keys))
+            seen = None if seen is None else seen.flatten(0, 1)[:, None]
+            groups.append(Group(Rows.listing(of_rows), Rows.listing(of_key_rows), seen))
         rounds.append(tuple(groups))
     return BlockPlan(tuple(rounds))
-
-
-def chunk_tiles(length: int, chunk: int) -> list[Tile]:
-    """Sorted tokens in chunks, each of which sees itself and the chunk before, the first one the last (Reformer)."""
-    spans = list(split(0, length, chunk))
-    return [Tile(span, union([span, spans[number - 1]])) for number, span in enumerate(spans)]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -216,7 +218,7 @@ def planned_scores(pattern: Pattern, text: Text, num_heads: int) -> float:
     for own_pattern, heads in pattern.by_head(num_heads).items():
         for part in own_pattern.parts(text.is_causal):
             for (start, end), ranges in part.tiles(text):
-                total += len(heads) * (end - start) * sum(last - first for first, last in ranges)
+                total += len(heads) * (end - start) * size_of(ranges)
     return total / num_heads
 
 
@@ -231,78 +233,84 @@ def groups_of_texts(part: Pattern, first_rows: dict[Text, list[int]], device) ->
         mask = None if mask is None else mask.to(device)
         small = [(group, firsts) for group, firsts in members if group.pairs() < PAIRS_OF_A_CALL]
         if sum(len(firsts) for _, firsts in small) > 1:
-            rows = []
-            for side in ("query", "key"):
-                numbers = [
-                    getattr(group, side).numbers() + torch.tensor(firsts)[:, None, None] for group, firsts in small
-                ]
-                rows.append(Rows.of(torch.cat([part.flatten(0, 1) for part in numbers])).move(0, device))
-            yield Group(*rows, mask)
+            query, key = (gather(small, side, device) for side in ("query", "key"))
+            yield Group(query, key, mask)
             members = [(group, firsts) for group, firsts in members if group.pairs() >= PAIRS_OF_A_CALL]
         for group, firsts in members:
             for first in firsts:
                 yield Group(group.query.move(first, device), group.key.move(first, device), mask)
 
 
+def gather(members: list[tuple[Group, list[int]]], side: Literal["query", "key"], device) -> Rows:
+    """The rows of one side of groups, each from all of its first rows on."""
+    numbers = [getattr(group, side).numbers() + torch.tensor(firsts)[:, None, None] for group, firsts in members]
+    return Rows.of(torch.cat([part.flatten(0, 1) for part in numbers])).move(0, device)
+
+
 @functools.lru_cache(maxsize=64)
 def groups_of_text(part: Pattern, text: Text) -> list[tuple[tuple, Group]]:
     """The groups of a text whose first row is 0, each with a key that is equal for equal shapes and masks."""
     order = part.order(text)
-    places = torch.arange(text.length) if order is None else order
-    alike: dict[tuple, list[TextTile]] = {}
-    for queries, keys in by_shape(join(part.tiles(text)), places):
-        size = max(1, PAIRS_AT_ONCE // (queries.shape[1] * keys.shape[1]))
-        for own_queries, own_keys in zip(queries.split(size), keys.split(size)):
-            for tile in trim(part, text, own_queries, own_keys):
-                alike.setdefault(tile.key, []).append(tile)
+    order = torch.arange(text.length) if order is None else order
+    alike: dict[tuple, list[TextTiles]] = {}
+    for places in by_shape(join(part.tiles(text)), order):
+        size = max(1, PAIRS_AT_ONCE // (places[0].shape[1] * places[1].shape[1]))
+        for queries, keys in zip(*(side.split(size) for side in places)):
+            for tiles in trim(part, text, queries, keys):
+                alike.setdefault(tiles.key, []).append(tiles)
     groups = []
     for key, own in alike.items():
+        queries, keys = torch.cat([tiles.queries for tiles in own]), torch.cat([tiles.keys for tiles in own])
         mask = None if own[0].mask is None else own[0].mask[None, None]
-        queries, keys = torch.stack([tile.queries for tile in own]), torch.stack([tile.keys for tile in own])
-        groups += [(key, Group(*rows, mask)) for rows in rows_of_tiles(queries, keys)]
+        groups += [(key, Group(of_queries, of_keys, mask)) for of_queries, of_keys in rows_of_tiles(queries, keys)]
     return groups
 
 
-class TextTile(NamedTuple):
-    """A tile by the places of a text."""
+class TextTiles(NamedTuple):
+    """Tiles with one mask, by the places of a text."""
 
     key: tuple  # equal for equal shapes and masks
-    queries: torch.Tensor  # (Q,)
-    keys: torch.Tensor  # (K,)
+    queries: torch.Tensor  # (T, Q)
+    keys: torch.Tensor  # (T, K)
     mask: torch.Tensor | None  # (Q, K), as in `Group`
 
 
-def trim(part: Pattern, text: Text, queries: torch.Tensor, keys: torch.Tensor) -> Iterator[TextTile]:
-    """The tiles `(T, Q)` and `(T, K)` without the keys that none of their queries sees."""
+def trim(part: Pattern, text: Text, queries: torch.Tensor, keys: torch.Tensor) -> Iterator[TextTiles]:
+    """The tiles `(T, Q)` and `(T, K)`, those with one mask together, without the keys that none of their queries sees."""
     pairs = pairs_of(text, queries[:, :, None], keys[:, None, :])
-    # Bytes, because their extremes are faster than `any` and `all`
-    seen, repeats = part.visible(pairs).to(torch.uint8), part.repeats(pairs)
-    is_used = seen.amax(1).bool()
-    is_plain = seen.amin(1).bool() if repeats is None else (seen == repeats).all(1)
-    rows = zip(queries, keys, is_used, is_used.all(1).tolist(), is_plain.all(1).tolist())
-    for number, (own_queries, own_keys, own_used, uses_all, sees_all) in enumerate(rows):
-        if sees_all:
-            yield TextTile((len(own_queries), len(own_keys)), own_queries, own_keys, None)
+    # Bytes, whose extremes are found several times as fast as `any` and `all` of booleans
+    counts, repeats = part.visible(pairs).view(torch.uint8), part.repeats(pairs)
+    if repeats is not None:
+        counts = counts * repeats
+    rest = torch.arange(len(queries))
+    while len(rest) > 0:
+        own_counts = counts[rest[0]]
+        is_alike = torch.ones(1, dtype=torch.bool)
+        if len(rest) > 1:
+            is_alike = (counts[rest] == own_counts).flatten(1).view(torch.uint8).amin(1).bool()
+        own, rest = rest[is_alike], rest[~is_alike]
+        own_queries, own_keys = queries[own], keys[own]
+        is_used = own_counts.amax(0) > 0
+        if not is_used.all():
+            own_counts, own_keys = own_counts[:, is_used], own_keys[:, is_used]
+        if own_keys.shape[1] == 0:
             continue
-        mask = seen[number].bool()
-        if repeats is not None:
-            mask = repeats[number].float().log().masked_fill(~mask, -math.inf)
-        if not uses_all:
-            own_keys, mask = own_keys[own_used], mask[:, own_used]
-        if len(own_keys) > 0:
-            content = hashlib.sha256(mask.contiguous().numpy()).digest()
-            yield TextTile((*mask.shape, mask.dtype, content), own_queries, own_keys, mask)
+        mask, content = None, b""
+        least, most = (int(extreme) for extreme in own_counts.aminmax())
+        if (least, most) != (1, 1):
+            mask = own_counts.float().log() if most > 1 else own_counts.bool()
+            content = hashlib.sha256(mask.cpu().contiguous().numpy().tobytes()).digest()
+        yield TextTiles((*own_counts.shape, content), own_queries, own_keys, mask)
 
 
 def join(tiles: list[Tile]) -> Iterator[tuple[list[Range], list[Range]]]:
     """Queries and keys of the tiles, as ranges of sorted places; neighbouring tiles that need the same keys are one."""
     for keys, equal in itertools.groupby(tiles, key=lambda tile: tile.keys):
         queries = union([tile.queries for tile in equal])
-        num_queries, num_keys = (sum(end - start for start, end in ranges) for ranges in (queries, keys))
-        if num_queries * num_keys <= PAIRS_OF_A_TILE:
+        if size_of(queries) * size_of(keys) <= PAIRS_OF_A_TILE:
             yield queries, keys
         else:
-            size = max(1, PAIRS_OF_A_TILE // num_keys)
+            size = max(1, PAIRS_OF_A_TILE // size_of(keys))
             yield from (([piece], keys) for span in queries for piece in split(*span, size))
 
 
@@ -310,18 +318,33 @@ def by_shape(
     tiles: Iterable[tuple[list[Range], list[Range]]], order: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The places `(T, Q)` of queries and `(T, K)` of keys, of the tiles of one shape at a time."""
-    shapes: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for tile in tiles:
-        queries, keys = (torch.cat([order[start:end] for start, end in ranges]) for ranges in tile)
-        shapes.setdefault((len(queries), len(keys)), []).append((queries, keys))
-    for own in shapes.values():
-        queries, keys = zip(*own)
-        yield torch.stack(queries), torch.stack(keys)
+    shapes: dict[tuple[int, int], tuple[list[Range], list[Range]]] = {}
+    for queries, keys in tiles:
+        all_queries, all_keys = shapes.setdefault((size_of(queries), size_of(keys)), ([], []))
+        all_queries += queries
+        all_keys += keys
+    for (num_queries, num_keys), (queries, keys) in shapes.items():
+        # All the keys there are may as well come as they lie, which is a view
+        key_order = order if num_keys < len(order) else order.sort().values
+        yield order[numbers_in(queries)].view(-1, num_queries), key_order[numbers_in(keys)].view(-1, num_keys)
+
+
+def size_of(ranges: list[Range]) -> int:
+    """How many numbers are in the ranges."""
+    return sum(end - start for start, end in ranges)
+
+
+def numbers_in(ranges: list[Range]) -> torch.Tensor:
+    """The numbers of the ranges, one range after the other."""
+    starts, ends = torch.tensor(ranges).unbind(1)
+    lengths = ends - starts
+    ahead = starts - (lengths.cumsum(0) - lengths)  # of each range's numbers, over their places in the result
+    return torch.arange(size_of(ranges)) + ahead.repeat_interleave(lengths)
 
 
 def rows_of_tiles(queries: torch.Tensor, keys: torch.Tensor) -> Iterator[tuple[Rows, Rows]]:
     """The tiles `(T, Q)` and `(T, K)` in few parts: long runs at a regular distance, which are views, and the others."""
-    rest = []
+    rest: list[int] = []
     for first, end in runs(torch.stack((queries[:, 0], keys[:, 0]), dim=1)):
         rows = Rows.of(queries[first:end]), Rows.of(keys[first:end])
         is_view = rows[0].listed is None and rows[1].listed is None

@@ -13,11 +13,13 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .patterns import Pattern, SlidingWindow, parse
+from .patterns import Lsh, Pattern, SlidingWindow, parse
 
 VERSION = "0.1.0"
 
-PositionEmbeddingType = Literal["none", "learned", "sinusoidal", "rope", "relative_bias", "alibi", "transformer_xl"]
+PositionEmbeddingType = Literal[
+    "none", "learned", "axial", "sinusoidal", "rope", "relative_bias", "alibi", "transformer_xl"
+]
 NormType = Literal["layer_norm", "rms_norm"]
 NormPlacement = Literal["pre", "post", "sandwich", "reordered"]
 Pooling = Literal["first", "mean", "last"]
@@ -123,6 +125,11 @@ class VariformBaseConfig(PreTrainedConfig):
         for key in keys:
             if key in known or key.startswith("_"):
                 continue
+            refuse(
+                key.startswith("cross_att") and "pattern" in key,
+                f"`{key}` is not a field: cross-attention is always full, and `attention_patterns` of the encoder and of the "
+                "decoder shape how each attends to itself; leave it out.",
+            )
             newer = self.variform_version is not None and version_tuple(self.variform_version) > version_tuple(VERSION)
             if newer:
                 raise ValueError(
@@ -172,13 +179,16 @@ class VariformStackConfig(VariformBaseConfig):
         type_vocab_size: number of token types (BERT's segments); 0 for none.
         tie_word_embeddings: the language-model head uses the token embeddings.
     Positions:
-        position_embedding_type: none, learned, sinusoidal, rope, relative_bias (T5), alibi or transformer_xl (needs an even
-            hidden_size).
+        position_embedding_type: none, learned, axial (Reformer: learned, of two small tables), sinusoidal, rope, relative_bias
+            (T5), alibi or transformer_xl (needs an even hidden_size).
         rope_parameters: transformers' dict, `{"rope_type": ..., "rope_theta": ..., "partial_rotary_factor": ...}`, or one
             such dict a layer type.
         relative_attention_num_buckets, relative_attention_max_distance: T5's buckets; distances in tokens.
         position_offset: row of the learned or sinusoidal table for position 0 (RoBERTa and BART: 2); the learned table has
             max_position_embeddings + position_offset rows.
+        axial_shape: rows of the two tables of axial positions; position p has vector p // axial_shape[1] of the first beside
+            vector p % axial_shape[1] of the second. Default: as square as holds max_position_embeddings.
+        axial_dims: their widths, together the token embeddings'. Default: half each.
         sinusoidal_layout: all sines then all cosines (concatenated), or alternating (interleaved).
         sinusoidal_exponent: base 10000 to the power of 2i/d, or of 2i/(d-2) (fairseq).
     Norms and residuals:
@@ -190,6 +200,8 @@ class VariformStackConfig(VariformBaseConfig):
         skip_first_norm: no norm before the first attention (ModernBERT, whose embeddings are normalised).
         layer_scale_init: start value of a learned factor on each residual branch (CaiT); None for no factor.
         parallel_residual: attention and feed-forward read the same hidden states (GPT-NeoX).
+        residual_streams: 1; or 2, where attention reads the second and adds to the first, the feed-forward reads the first and
+            adds to the second, and what comes out is both, 2 x hidden_size wide (Reformer). Needs norm_placement pre.
     Attention:
         attention_bias: biases on all projections, on none, or a list of "q", "k", "v", "o".
         qk_norm: normalise queries and keys per "head" (Qwen3) or over their "full" width (OLMo 2).
@@ -250,6 +262,8 @@ class VariformStackConfig(VariformBaseConfig):
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     position_offset: int = 0
+    axial_shape: Any = None
+    axial_dims: Any = None
     sinusoidal_layout: Literal["concatenated", "interleaved"] = "concatenated"
     sinusoidal_exponent: Literal["2i/d", "2i/(d-2)"] = "2i/d"
 
@@ -262,6 +276,7 @@ class VariformStackConfig(VariformBaseConfig):
     skip_first_norm: bool = False
     layer_scale_init: Number | None = None
     parallel_residual: bool = False
+    residual_streams: int = 1
 
     attention_bias: bool | list[str] = False
     qk_norm: Literal["head", "full"] | None = None
@@ -315,6 +330,8 @@ class VariformStackConfig(VariformBaseConfig):
             self.embedding_size = self.hidden_size
         if self.final_norm is None:
             self.final_norm = self.norm_placement != "post"
+        if self.position_embedding_type == "axial":
+            self._set_axes()
         refuse(not self.attention_patterns, "`attention_patterns=[]` is empty: name at least one, such as 'full'.")
         self.attention_patterns = [parse(spec).to_dict() for spec in self.attention_patterns]
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
@@ -324,6 +341,31 @@ class VariformStackConfig(VariformBaseConfig):
             self.rope_parameters = None
         self._check_choices()
         self._check_combinations()
+
+    def _set_axes(self) -> None:
+        """The tables of axial positions, where they are not given."""
+        if self.axial_shape is None:
+            columns = math.isqrt(self.max_position_embeddings - 1) + 1
+            self.axial_shape = [math.ceil(self.max_position_embeddings / columns), columns]
+        if self.axial_dims is None:
+            self.axial_dims = [self.embedding_size // 2, self.embedding_size - self.embedding_size // 2]
+
+    @property
+    def output_size(self) -> int:
+        """Width of the last hidden states, which hold all residual streams."""
+        return self.residual_streams * self.hidden_size
+
+    @property
+    def lm_head_size(self) -> int | None:
+        """Width of what the language-model head scores: the token embeddings', which two streams are too wide for."""
+        return self.embedding_size if self.residual_streams == 1 else self.output_size
+
+    @property
+    def longest_table(self) -> int | None:
+        """How many positions a learned table holds; None for schemes without one."""
+        if self.position_embedding_type == "axial":
+            return math.prod(self.axial_shape)
+        return self.max_position_embeddings if self.position_embedding_type == "learned" else None
 
     def pattern_of(self, layer_idx: int) -> Pattern:
         """What the queries of one layer may see."""
@@ -377,20 +419,28 @@ class VariformStackConfig(VariformBaseConfig):
     def base_model_tp_plan(self) -> dict[str, str]:
         """How tensor parallelism shards a layer: each process computes some heads and a slice of the feed-forward.
 
-        Where a head has data of its own (its bias, sink or share of a norm), queries, keys and values are gathered and each
-        process computes all heads: still right, and slower.
+        Where a head has data of its own (its bias, sink, pattern or share of a norm), queries, keys and values are gathered
+        and each process computes all heads: still right, and slower.
         """
+        patterns = [parse(entry) for entry in self.attention_patterns]
         is_per_head = self.attention_sinks or self.qk_norm == "full"
+        is_per_head = is_per_head or any(len(p.by_head(self.num_attention_heads)) > 1 for p in patterns)
+        hashes = [isinstance(p, Lsh) for p in patterns]
+        is_per_head = is_per_head or any(hashes)
         if is_per_head or self.position_embedding_type in ("relative_bias", "alibi", "transformer_xl"):
             split, merge = "colwise_gather_output", "rowwise_split_input"
         else:
             split, merge = "colwise", "rowwise"
         attention = {"q_proj": split, "k_proj": split, "v_proj": split, "o_proj": merge}
+        if all(hashes):
+            del attention["k_proj"]
         if self.position_embedding_type == "transformer_xl":
             attention["r_proj"] = split
+        if any(getattr(p, "global_projections", False) for p in patterns):
+            attention |= {f"{name}_global": split for name in ("q_proj", "k_proj", "v_proj")}
         if self.qk_norm == "head":
             norm = "replicated_with_grad_allreduce" if split == "colwise" else "replicate"
-            attention.update(q_norm=norm, k_norm=norm)
+            attention |= dict.fromkeys(["q_norm"] if all(hashes) else ["q_norm", "k_norm"], norm)
         feed_forward = {"up_proj": "colwise", "down_proj": "rowwise"}
         if self.gated_mlp:
             feed_forward["gate_proj"] = "colwise"
@@ -474,8 +524,10 @@ class VariformStackConfig(VariformBaseConfig):
             self.skip_first_norm and self.norm_placement not in ("pre", "sandwich"),
             f"`skip_first_norm=True` leaves out a norm that `norm_placement={self.norm_placement!r}` does not have.",
         )
+        self._check_streams()
         for entry in self.attention_patterns:
             parse(entry).check(self.is_causal_stack, self.max_position_embeddings, self.num_attention_heads)
+        self._check_sorting()
         refuse(
             self.is_causal_stack and self.pooler,
             "`pooler=True` is for encoders; drop it, or set `classifier_transform=True` for a dense layer before the labels.",
@@ -488,12 +540,65 @@ class VariformStackConfig(VariformBaseConfig):
                 f"`position_embedding_type='sinusoidal'` needs an even embedding width of at least 4, got "
                 f"{self.embedding_size}.",
             )
+        if self.position_embedding_type == "axial":
+            self._check_axes()
         if self.position_embedding_type == "relative_bias":
             self._check_buckets()
         refuse(
             self.position_embedding_type == "transformer_xl" and self.hidden_size % 2 != 0,
             f"`hidden_size={self.hidden_size}` is odd, and `position_embedding_type='transformer_xl'` has a sine and a cosine "
             "of each frequency; choose an even one.",
+        )
+
+    def _check_streams(self) -> None:
+        streams = f"`residual_streams={self.residual_streams}`"
+        refuse(self.residual_streams not in (1, 2), f"{streams} must be 1 or 2.")
+        if self.residual_streams == 1:
+            return
+        refuse(self.norm_placement != "pre", f"{streams} needs `norm_placement='pre'`, got {self.norm_placement!r}.")
+        refuse(
+            self.parallel_residual,
+            f"{streams} lets the feed-forward read what attention has added to, and `parallel_residual=True` what it has not; "
+            "drop one of them.",
+        )
+        refuse(
+            self.tie_word_embeddings,
+            f"{streams} gives the language-model head states of {self.output_size}, {self.residual_streams} times as wide as "
+            "a layer: set `tie_word_embeddings=False`.",
+        )
+
+    @property
+    def sorts_texts(self) -> bool:
+        """Whether a layer sorts whole texts by hash, so that no cache can hold what earlier tokens saw."""
+        return any(isinstance(p, Lsh) and p.chunked for p in map(parse, self.attention_patterns))
+
+    def _check_sorting(self) -> None:
+        if not (self.is_causal_stack and self.sorts_texts):
+            return
+        entry = next(str(p) for p in map(parse, self.attention_patterns) if isinstance(p, Lsh) and p.chunked)
+        refuse(
+            self.use_cache,
+            f"`use_cache=True`: `attention_patterns` entry '{entry}' sorts the whole text anew with each token, which no cache "
+            "holds; set it to False, or use `chunked=false`.",
+        )
+        refuse(
+            self.memory_length > 0,
+            f"`memory_length={self.memory_length}`: `attention_patterns` entry '{entry}' sorts whole texts, of which a memory "
+            "holds a part; drop it, or use `chunked=false`.",
+        )
+
+    def _check_axes(self) -> None:
+        for name in ("axial_shape", "axial_dims"):
+            axes = getattr(self, name)
+            refuse(len(axes) != 2 or min(axes) < 1, f"`{name}={axes}` must be two numbers from 1 on.")
+        refuse(
+            math.prod(self.axial_shape) < self.max_position_embeddings,
+            f"`axial_shape={self.axial_shape}` holds {math.prod(self.axial_shape)} positions, fewer than "
+            f"`max_position_embeddings={self.max_position_embeddings}`; choose larger tables, or unset it to derive it.",
+        )
+        refuse(
+            sum(self.axial_dims) != self.embedding_size,
+            f"`axial_dims={self.axial_dims}` must add up to `embedding_size={self.embedding_size}`; unset it to derive it.",
         )
 
     def _check_groups(self) -> None:
@@ -519,8 +624,8 @@ class VariformStackConfig(VariformBaseConfig):
         refuse(self.memory_length < 0, f"`memory_length={self.memory_length}` must be 0 (none) or more.")
         refuse(
             self.memory_length > 0 and not self.is_causal_stack,
-            f"`memory_length={self.memory_length}` is for decoders: an encoder's tokens see both ways, so that a text cannot be "
-            "read in pieces; drop it.",
+            f"`memory_length={self.memory_length}` is for decoders: an encoder's tokens see both ways, so that a text cannot "
+            "be read in pieces; drop it.",
         )
         by_layer_type = any(isinstance(value, dict) for value in (self.rope_parameters or {}).values())
         refuse(
@@ -655,6 +760,9 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
             )
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             stack[name] = getattr(self, name) if getattr(self, name) is not None else stack.get(name)
+        stack.setdefault("use_cache", self.use_cache)
+        if stack.get("residual_streams", 1) != 1:
+            stack.setdefault("tie_word_embeddings", False)  # the only head is the pair's
         wanted = self.sub_configs_defaults[side].model_type
         refuse(stack.pop("model_type", wanted) != wanted, f"`{side}` must be a {wanted} config.")
         return stack
@@ -663,6 +771,16 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
         smoothing = self.label_smoothing
         refuse(not 0 <= smoothing < 1, f"`label_smoothing={smoothing}` is a probability: it must lie in [0, 1).")
         refuse(self.z_loss_coef < 0, f"`z_loss_coef={self.z_loss_coef}` must be 0 (off) or more.")
+        refuse(
+            self.use_cache and self.decoder.sorts_texts,
+            "`use_cache=True`: the decoder's `attention_patterns` sort the whole text anew with each token, which no cache "
+            "holds; set it to False, or use `chunked=false`.",
+        )
+        refuse(
+            self.decoder.residual_streams != 1,
+            f"`decoder.residual_streams={self.decoder.residual_streams}` leaves open which stream attends to the encoder; "
+            "use 1.",
+        )
         start = self.decoder_start_token_id
         refuse(
             start is not None and not 0 <= start < self.decoder.vocab_size,

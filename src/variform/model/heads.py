@@ -44,11 +44,11 @@ class Pooler(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.output_size, config.hidden_size)
         self.act_fn = ACT2FN[config.pooler_act]
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """`(batch, hidden_size)` -> `(batch, hidden_size)`."""
+        """`(batch, output_size)` -> `(batch, hidden_size)`."""
         return self.act_fn(self.dense(pooled))
 
 
@@ -59,17 +59,18 @@ class HeadTransform(nn.Module):
         config: the form.
         size: width of what comes out.
         is_linear: a change of width alone, without bias, activation and norm.
+        input_size: width of what goes in; default: that of the last hidden states.
     """
 
-    def __init__(self, config, size: int, is_linear: bool = False):
+    def __init__(self, config, size: int, is_linear: bool = False, input_size: int | None = None):
         super().__init__()
         has_bias = config.mlp_bias if config.head_bias is None else config.head_bias
-        self.dense = nn.Linear(config.hidden_size, size, bias=has_bias and not is_linear)
+        self.dense = nn.Linear(input_size or config.output_size, size, bias=has_bias and not is_linear)
         self.act_fn = nn.Identity() if is_linear else ACT2FN[config.head_act or config.hidden_act]
         self.norm = None if is_linear else make_norm(config, size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(..., hidden_size)` -> `(..., size)`."""
+        """`(..., input_size)` -> `(..., size)`."""
         hidden_states = self.act_fn(self.dense(hidden_states))
         return hidden_states if self.norm is None else self.norm(hidden_states)
 
@@ -88,9 +89,10 @@ class LanguageModelHead:
     def add_head(self, config) -> None:
         """Adds the modules. Args: config: the config of the stack that the head reads."""
         self.head_transform: nn.Module = nn.Identity()
-        if config.lm_head_transform or config.embedding_size != config.hidden_size:
-            self.head_transform = HeadTransform(config, config.embedding_size, is_linear=not config.lm_head_transform)
-        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
+        size = config.lm_head_size
+        if config.lm_head_transform or size != config.output_size:
+            self.head_transform = HeadTransform(config, size, is_linear=not config.lm_head_transform)
+        self.lm_head = nn.Linear(size, config.vocab_size, bias=config.lm_head_bias)
         self.head_config = config
 
     def score(
@@ -105,7 +107,7 @@ class LanguageModelHead:
         """Loss and logits `(batch, kept, vocab_size)`; either may be None.
 
         Args:
-            hidden_states: `(batch, seq, hidden_size)`.
+            hidden_states: `(batch, seq, output_size)`.
             targets: `(batch, seq)`, the token that each position should predict; -100 carries no weight.
             logits_to_keep: how many of the last positions to score, or their indices; 0 for all.
             skip_logits: leave the logits out. Default: in training with targets, unless `keep_training_logits`.
@@ -165,21 +167,34 @@ def classification_loss(
 
 
 class ClassificationHead(nn.Module):
-    """Dropout and a linear map to the labels, after a transform where the form has one."""
+    """Dropout and a linear map to the labels, after a transform where the form has one.
 
-    def __init__(self, config, num_labels: int, has_bias: bool = True):
+    Args:
+        config: the form.
+        input_size: width of what goes in.
+    """
+
+    def __init__(self, config, num_labels: int, input_size: int, has_bias: bool = True):
         super().__init__()
-        self.transform = HeadTransform(config, config.hidden_size) if config.classifier_transform else nn.Identity()
+        self.transform: nn.Module = nn.Identity()
+        if config.classifier_transform:
+            self.transform = HeadTransform(config, config.hidden_size, input_size=input_size)
+            input_size = config.hidden_size
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = nn.Linear(config.hidden_size, num_labels, bias=has_bias)
+        self.out_proj = nn.Linear(input_size, num_labels, bias=has_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(..., hidden_size)` -> `(..., num_labels)`."""
+        """`(..., input_size)` -> `(..., num_labels)`."""
         return self.out_proj(self.dropout(self.transform(hidden_states)))
 
 
+def pooled_size(config) -> int:
+    """Width of `pooled_output`."""
+    return config.hidden_size if config.pooler else config.output_size
+
+
 def pooled_output(outputs: Any, attention_mask: torch.Tensor | None, config) -> torch.Tensor:
-    """`(batch, hidden_size)`: what the base model's pooler gives, or the pooled states of a form without one."""
+    """`(batch, pooled_size)`: what the base model's pooler gives, or the pooled states of a form without one."""
     if config.pooler:
         return outputs.pooler_output
     return pool(outputs.last_hidden_state, attention_mask, config.classifier_pooling)
@@ -194,7 +209,9 @@ class SequenceClassificationHead:
 
     def add_head(self, config) -> None:
         self.num_labels = config.num_labels
-        self.classifier = ClassificationHead(config, config.num_labels, config.classifier_bias)
+        self.classifier = ClassificationHead(
+            config, config.num_labels, pooled_size(config), has_bias=config.classifier_bias
+        )
 
     @can_return_tuple
     def forward(
@@ -238,7 +255,7 @@ class TokenClassificationHead:
 
     def add_head(self, config) -> None:
         self.num_labels = config.num_labels
-        self.classifier = ClassificationHead(config, config.num_labels)
+        self.classifier = ClassificationHead(config, config.num_labels, config.output_size)
 
     @can_return_tuple
     def forward(
@@ -282,8 +299,8 @@ class QuestionAnsweringHead:
 
     def add_head(self, config) -> None:
         # BERT's has no dropout, ModernBERT's is that of its classifiers; one module, so that tools save all of it by its name
-        has_transform = config.classifier_transform
-        self.qa_outputs = ClassificationHead(config, 2) if has_transform else nn.Linear(config.hidden_size, 2)
+        size, has_transform = config.output_size, config.classifier_transform
+        self.qa_outputs = ClassificationHead(config, 2, size) if has_transform else nn.Linear(size, 2)
 
     @can_return_tuple
     def forward(
@@ -342,7 +359,7 @@ class MultipleChoiceHead:
     reads_pooler = True
 
     def add_head(self, config) -> None:
-        self.classifier = ClassificationHead(config, 1, config.classifier_bias)
+        self.classifier = ClassificationHead(config, 1, pooled_size(config), has_bias=config.classifier_bias)
 
     @can_return_tuple
     def forward(

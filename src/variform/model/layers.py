@@ -14,6 +14,9 @@ from .positions import Distances
 class TransformerLayer(GradientCheckpointingLayer):
     """Self-attention, cross-attention where there is a stack to attend to, feed-forward; a residual around each.
 
+    With two residual streams, side by side, attention reads the second and adds to the first, and the feed-forward reads the
+    first and adds to the second (Reformer, arXiv:2001.04451, sec. 3). One stream is both.
+
     Args:
         config: the stack's config.
         layer_idx: the layer's number.
@@ -33,6 +36,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.mlp_residual = Residual(config)
         self.mlp: nn.Module = FeedForward(config)
         self.is_parallel = config.parallel_residual
+        self.has_two_streams = config.residual_streams == 2
 
     def forward(
         self,
@@ -49,14 +53,14 @@ class TransformerLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """`(batch, seq, hidden_size)` -> `(batch, seq, hidden_size)`; masks and positions as the stack lowered them.
+        """`(batch, seq, output_size)` -> `(batch, seq, output_size)`; masks and positions as the stack lowered them.
 
         `memory` `(batch, kept, hidden_size)` holds this layer's inputs of earlier calls.
         """
-        inputs = hidden_states
+        first, second = hidden_states.chunk(2, dim=-1) if self.has_two_streams else (hidden_states, hidden_states)
         bias = {} if position_bias is None else {"position_bias": position_bias}
         branch, _ = self.self_attn(
-            self.attention_residual.enter(hidden_states),
+            self.attention_residual.enter(second),
             attention_mask=attention_mask,
             rotation=rotation,
             global_rows=global_rows,
@@ -67,15 +71,17 @@ class TransformerLayer(GradientCheckpointingLayer):
             **bias,
             **kwargs,
         )
-        hidden_states = self.attention_residual.leave(hidden_states, branch)
+        first = self.attention_residual.leave(first, branch)
         if self.cross_attn is not None:
             branch, _ = self.cross_attn(
-                self.cross_residual.enter(hidden_states),
+                self.cross_residual.enter(first),
                 key_value_states=encoder_hidden_states,
                 attention_mask=encoder_attention_mask,
                 past_key_values=past_key_values,
                 **kwargs,
             )
-            hidden_states = self.cross_residual.leave(hidden_states, branch)
-        branch = self.mlp(self.mlp_residual.enter(inputs if self.is_parallel else hidden_states))
-        return self.mlp_residual.leave(hidden_states, branch)
+            first = self.cross_residual.leave(first, branch)
+        branch = self.mlp(self.mlp_residual.enter(second if self.is_parallel else first))
+        if self.has_two_streams:
+            return torch.cat((first, self.mlp_residual.leave(second, branch)), dim=-1)
+        return self.mlp_residual.leave(first, branch)

@@ -19,15 +19,16 @@ from transformers.utils import is_torch_flex_attn_available, is_torchdynamo_comp
 
 from .attention import GlobalRows
 from .block_plan import BlockPlan, make_plan, planned_scores
-from .patterns import Full, LocalGlobal, Pairs, Pattern, PrefixLm, Text
+from .lsh import HashedTexts
+from .patterns import Full, LocalGlobal, Lsh, Pairs, Pattern, PrefixLm, Text
 
 if is_torch_flex_attn_available():
     from torch.nn.attention.flex_attention import create_block_mask
 
 # From here on a plan is worth its making
 SHORTEST_FOR_BLOCKS = 256
-# One score of a plan costs as much as this many of the dense kernel's, gathers and half-hidden tiles with it
-COST_OF_A_PLANNED_SCORE = 1.5
+# One score of a plan costs as much as 1.2 to 2.4 of the dense kernel's: small tiles, gathers, half-hidden tiles
+COST_OF_A_PLANNED_SCORE = 2
 
 
 class Texts(NamedTuple):
@@ -107,7 +108,7 @@ def lay_out(
         length = torch.as_tensor(num_seen + hidden_states.shape[1], device=device).view(1, 1)
         return Texts(torch.zeros_like(length), length, None, marked, prefix)
     if not is_plain_mask(attention_mask):
-        attention_mask = torch.ones_like(documents)
+        attention_mask = torch.ones_like(documents)  # type: ignore[arg-type]  # packed: there are documents
     real = attention_mask.to(device).bool()
     num_slots = real.shape[1]
     slots = torch.arange(num_slots, device=device).expand_as(real)
@@ -178,11 +179,14 @@ def is_plain_full(pattern: Pattern, scene: Scene) -> bool:
     return type(pattern) is Full and scene.texts.documents is None
 
 
-def lower_to_plan(pattern: Pattern, scene: Scene, bias_index: Callable | None = None) -> BlockPlan | None:
+def lower_to_plan(
+    pattern: Pattern, scene: Scene, bias_index: Callable | None = None
+) -> BlockPlan | HashedTexts | None:
     """The plan by which the block kernel computes a pattern, where that gives the same result and is cheaper; else None.
 
     The kernel stands in for `sdpa`. It does not continue a cache, it is not traced, and it takes no score bias that each
-    layer makes for its own queries.
+    layer makes for its own queries. Of chunks that are sorted by hash, each layer makes the plan for its own queries; they
+    take no score bias.
 
     Args:
         bias_index: `(queries' places, keys' places)` -> columns of the score bias's table, for schemes that have one.
@@ -201,6 +205,8 @@ def lower_to_plan(pattern: Pattern, scene: Scene, bias_index: Callable | None = 
     rows = scene.texts.rows(batch, length, is_causal, scene.attention_mask)
     if rows is None:
         return None
+    if isinstance(pattern, Lsh):
+        return plan_hashing(pattern, rows, batch * length * length, scene) if bias_index is None else None
     planned = sum(planned_scores(pattern, text, num_heads=num_heads) for text, _ in rows)
     # A dense mask computes every pair; the causal kernel without a mask, half of them
     is_unmasked = is_plain_full(pattern, scene) and scene.attention_mask is None and bias_index is None
@@ -208,6 +214,19 @@ def lower_to_plan(pattern: Pattern, scene: Scene, bias_index: Callable | None = 
     if planned * COST_OF_A_PLANNED_SCORE >= dense:
         return None
     return make_plan(pattern, rows, num_heads=num_heads, bias_index=bias_index, device=scene.hidden_states.device)
+
+
+def plan_hashing(pattern: Lsh, rows: list[tuple[Text, int]], dense: int, scene: Scene) -> HashedTexts | None:
+    """The texts that `lsh` sorts into chunks, where that is cheaper than `dense` scores; None for what it does not sort."""
+    planned = pattern.rounds * sum(text.length * min(text.length, 2 * pattern.chunk) for text, _ in rows)
+    if not pattern.chunked or planned * COST_OF_A_PLANNED_SCORE >= dense:
+        return None
+    by_length: dict[int, list[int]] = {}
+    for text, first in rows:
+        by_length.setdefault(text.length, []).append(first)
+    device = scene.hidden_states.device
+    firsts = ((torch.tensor(own, device=device)[:, None], length) for length, own in by_length.items())
+    return HashedTexts(tuple(own + torch.arange(length, device=device) for own, length in firsts))
 
 
 def lower_to_mask(pattern: Pattern, scene: Scene, layer_idx: int, has_bias: bool = False) -> Any:
@@ -224,7 +243,7 @@ def lower_to_mask(pattern: Pattern, scene: Scene, layer_idx: int, has_bias: bool
         # The platform's own, which knows when a backend needs no mask at all
         if not config.is_causal_stack:
             return create_bidirectional_mask(config, hidden_states, scene.attention_mask, None, scene.cache)
-        options = {"allow_is_causal_skip": False} if has_bias and num_queries > 1 else {}
+        options: dict[str, Any] = {"allow_is_causal_skip": False} if has_bias and num_queries > 1 else {}
         return create_causal_mask(config, hidden_states, scene.attention_mask, scene.cache, **options)
     is_seen = mask_function(pattern, scene.texts, config.is_causal_stack, num_heads)
     padding = scene.attention_mask

@@ -43,7 +43,14 @@ from .losses import check_labels, shift_labels
 from .masks import is_plain_mask
 from .norms import LayerScale, RMSNorm
 from .patterns import parse
-from .positions import AlibiBias, LearnedPositions, RelativeBias, TransformerXlPositions, alibi_slopes
+from .positions import (
+    AlibiBias,
+    AxialPositions,
+    LearnedPositions,
+    RelativeBias,
+    TransformerXlPositions,
+    alibi_slopes,
+)
 from .stacks import TransformerStack
 
 logger = logging.get_logger(__name__)
@@ -64,7 +71,7 @@ def backend_obstacle(config, implementation: str) -> str | None:
         is_window = entry["name"] in ("full", "sliding_window")
         if implementation.startswith("flash_attention") and not is_window:
             return f"attention_patterns={str(parse(entry))!r}"
-        if implementation == "flex_attention" and entry.get("placement") == "first":
+        if implementation == "flex_attention" and (entry["name"] == "lsh" or entry.get("placement") == "first"):
             return f"attention_patterns={str(parse(entry))!r}"
     for name, harmless in obstacles.items():
         if getattr(config, name) != harmless:
@@ -101,6 +108,9 @@ class VariformPreTrainedModel(PreTrainedModel):
             init.constant_(module.weight, 0.0 if module.unit_offset else 1.0)
         elif isinstance(module, (LearnedPositions, RelativeBias)):
             init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, AxialPositions):
+            init.normal_(module.rows, mean=0.0, std=std)
+            init.normal_(module.columns, mean=0.0, std=std)
         elif isinstance(module, TransformerXlPositions):
             init.normal_(module.u, mean=0.0, std=std)
             init.normal_(module.v, mean=0.0, std=std)
@@ -296,7 +306,7 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
     def __init__(self, config: VariformEncoderDecoderConfig):
         super().__init__(config)
         self.encoder = VariformEncoderModel(config.encoder, add_pooling_layer=False)
-        self.decoder = VariformDecoderModel(config.decoder, encoder_size=config.encoder.hidden_size)
+        self.decoder = VariformDecoderModel(config.decoder, encoder_size=config.encoder.output_size)
         if not config.tie_encoder_decoder_embeddings:
             self._tied_weights_keys = {}
         self.post_init()
@@ -396,12 +406,13 @@ class VariformGenerationMixin(GenerationMixin):
     def _get_stopping_criteria(self: Any, generation_config, *args, **kwargs) -> StoppingCriteriaList:
         criteria = GenerationMixin._get_stopping_criteria(self, generation_config, *args, **kwargs)
         config: Any = self.config.get_text_config(decoder=True)
-        limit = config.max_position_embeddings
+        limit = config.longest_table
         longest = generation_config.max_length
-        if config.position_embedding_type == "learned" and (longest is None or longest > limit):
+        if limit is not None and (longest is None or longest > limit):
+            field = "axial_shape" if config.position_embedding_type == "axial" else "max_position_embeddings"
             logger.warning_once(
                 f"Generation stops at {limit} tokens, the end of the learned table of positions "
-                f"(`max_position_embeddings={limit}`); {longest} were asked for."
+                f"(`{field}={getattr(config, field)}`); {longest} were asked for."
             )
             criteria.append(MaxLengthCriteria(limit))
         return criteria
@@ -534,7 +545,8 @@ class VariformEncoderDecoderForConditionalGeneration(
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
         """transformers gives the cache of the cross-attention the decoder's windows; it reads the whole source."""
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        generation: Any = super()
+        generation._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         if not isinstance(cache, EncoderDecoderCache):
             return

@@ -283,12 +283,17 @@ class Dilated(Pattern):
         reach = (self.window - 1 if pairs.is_causal else self.window) * self.gap
         return (distance % self.gap == 0) & (distance.abs() <= reach)
 
+    @property
+    def _gap(self) -> int:
+        # A pattern whose heads differ is never sorted itself
+        return self.gap if isinstance(self.gap, int) else self.gap[0]
+
     def order(self, text: Text) -> torch.Tensor | None:
-        return None if self.gap == 1 else residues(text.length, self.gap)[0]
+        return None if self._gap == 1 else residues(text.length, self._gap)[0]
 
     def tiles(self, text: Text) -> list[Tile]:
         before, after = (self.window - 1, 0) if text.is_causal else (self.window, self.window)
-        spans = residues(text.length, self.gap)[1]
+        spans = residues(text.length, self._gap)[1]
         return [tile for start, end in spans for tile in band(start, end, before, after, tile_size(self.window))]
 
     def by_head(self, num_heads: int) -> dict[Pattern, list[int]]:
@@ -323,30 +328,57 @@ class Dilated(Pattern):
 
 @dataclass(frozen=True)
 class Chunked(Pattern):
-    """The text in pieces that do not see each other: `chunked:SIZE` (Llama 4's local layers).
+    """The text in pieces; a piece sees itself and, of the others, those just before it: `chunked:SIZE` (Llama 4's local
+    layers; with `before=1`, Reformer's, arXiv:2001.04451).
 
     Args:
         size: tokens in a chunk.
+        before: how many chunks before its own a token sees as well.
+        cyclic: the first chunk comes after the last one. Both ways only: a causal text hides what comes after.
     """
 
     name: ClassVar[str] = "chunked"
     size: int = count(at_least=2, unit=" tokens", is_reach=True)
+    before: int = count(at_least=0, unit=" chunks", default=0)
+    cyclic: bool = False
 
     def sees(self, pairs: Pairs) -> torch.Tensor:
-        return pairs.query // self.size == pairs.key // self.size
+        distance = pairs.query // self.size - pairs.key // self.size
+        if self.cyclic and not pairs.is_causal:
+            distance = distance % ((pairs.length - 1) // self.size + 1)
+        return (distance >= 0) & (distance <= self.before)
 
     def tiles(self, text: Text) -> list[Tile]:
-        return [
-            Tile((a, b), [(start, b if text.is_causal else end)])
-            for start, end in split(0, text.length, self.size)
-            for a, b in split(start, end, tile_size(self.size))
-        ]
+        spans = list(split(0, text.length, self.size))
+        is_cyclic = self.cyclic and not text.is_causal
+        tiles = []
+        for number, (start, end) in enumerate(spans):
+            numbers = range(number - self.before, number) if self.before < len(spans) else range(-len(spans), number)
+            earlier = [spans[other] for other in numbers if other >= 0 or is_cyclic]
+            for a, b in split(start, end, tile_size(self.size)):
+                tiles.append(Tile((a, b), union([*earlier, (start, b if text.is_causal else end)])))
+        return tiles
 
     def retained(self, is_causal: bool) -> int | None:
-        return self.size if is_causal else None
+        return (1 + self.before) * self.size if is_causal else None
 
     def longest_whole(self, is_causal: bool) -> float:
-        return self.size
+        return (1 + self.before) * self.size if is_causal or self.cyclic else self.size
+
+    def check(self, is_causal: bool, max_length: int, num_heads: int) -> None:
+        super().check(is_causal, max_length, num_heads)
+        reach = self.before * self.size
+        self.refuse(
+            reach >= max_length,
+            f"`before={self.before}` reaches {reach} tokens, beyond `max_position_embeddings={max_length}`; use less.",
+        )
+        self.refuse(
+            self.cyclic and is_causal,
+            "`cyclic=true` shows the first chunk the last one, which is its future; drop it.",
+        )
+        self.refuse(
+            self.cyclic and self.before == 0, "`cyclic=true` says which chunk is before the first; add `before=1`."
+        )
 
 
 @dataclass(frozen=True)
@@ -658,32 +690,43 @@ class Lsh(Full):
     Which those are depends on the states and is decided where they are at hand, in `lsh.py`; of the places, all may be seen.
 
     Args:
-        buckets: how many buckets a hash has; even.
+        buckets: how many buckets a hash has; even. A list of even numbers gives their product, of as many hashes in one,
+            which costs less where there are many: 64/128.
         rounds: hashes; seen is what shares a bucket in at least one of them.
         chunked: Reformer's approximation: in each round the tokens are sorted by bucket and cut into chunks, a chunk sees
-            itself and the one before, and the rounds' softmaxes are summed. Its order depends on the whole text.
+            itself and the one before, and the rounds' softmaxes are summed. Its order depends on the whole text, so that a
+            causal stack with it has no cache.
         chunk: tokens in a chunk, with `chunked`.
         seed: of the hashes, which differ by layer and are the same in training and evaluation.
     """
 
     name: ClassVar[str] = "lsh"
-    buckets: int = count(at_least=2)
+    buckets: int | tuple[int, ...] = count(at_least=2)
     rounds: int = count(default=1)
     chunked: bool = False
     chunk: int = count(unit=" token", default=64)
     seed: int = count(at_least=0, default=0)
-    layer: int = hidden(0)
 
-    def at_layer(self, layer_idx: int) -> Pattern:
-        return dataclasses.replace(self, layer=layer_idx)
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """The numbers of buckets of the hashes that make one."""
+        return (self.buckets,) if isinstance(self.buckets, int) else self.buckets
 
     def longest_whole(self, is_causal: bool) -> float:
         return 0  # what is seen, and how, depends on the states
 
     def check(self, is_causal: bool, max_length: int, num_heads: int) -> None:
         super().check(is_causal, max_length, num_heads)
+        self.refuse(self.factors == (), "`buckets` is empty; give an even number, or several.")
+        for number in self.factors:
+            self.refuse(number % 2 != 0, f"`buckets={number}` must be even: a hash and its opposite are a pair.")
         self.refuse(
-            self.buckets % 2 != 0, f"`buckets={self.buckets}` must be even: a hash and its opposite are a pair."
+            self.chunked and self.chunk > max_length,
+            f"`chunk={self.chunk}` is wider than `max_position_embeddings={max_length}`; use less.",
+        )
+        self.refuse(
+            not self.chunked and self.chunk != Lsh.chunk,
+            f"`chunk={self.chunk}` is the size of the pieces of `chunked=true`; add that, or drop it.",
         )
 
 

@@ -46,6 +46,43 @@ class LearnedPositions(nn.Module):
             ) from error
 
 
+class AxialPositions(nn.Module):
+    """Two small tables in place of a long one (Reformer, arXiv:2001.04451, as in its code). Adds to the embeddings.
+
+    Position p has vector `p // columns` of the one beside vector `p % columns` of the other: of n positions, tables of about
+    2 * sqrt(n) rows.
+
+    Args:
+        config: reads `axial_shape`, rows of the two, and `axial_dims`, their widths.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.shape = config.axial_shape
+        self.rows, self.columns = (
+            nn.Parameter(torch.empty(length, size)) for length, size in zip(config.axial_shape, config.axial_dims)
+        )
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """`(B, S)` positions -> `(B, S, embedding_size)`.
+
+        Raises:
+            ValueError: if a position lies outside the tables (on CPU; an accelerator reports it asynchronously).
+        """
+        row, column = position_ids // self.shape[1], position_ids % self.shape[1]
+        right = nn.functional.embedding(column, self.columns)
+        if is_torchdynamo_compiling():
+            return torch.cat((nn.functional.embedding(row, self.rows), right), dim=-1)
+        try:
+            return torch.cat((nn.functional.embedding(row, self.rows), right), dim=-1)
+        except IndexError as error:
+            raise ValueError(
+                f"`position_ids` reach {int(position_ids.max())} (lowest {int(position_ids.min())}), but the tables of "
+                f"`axial_shape={self.shape}` hold positions 0 to {math.prod(self.shape) - 1}: shorten the sequence, or choose "
+                "`position_embedding_type='rope'`, which has no table."
+            ) from error
+
+
 class SinusoidalPositions(nn.Module):
     """Fixed sines and cosines (Vaswani et al., arXiv:1706.03762, sec. 3.5). Adds to the embeddings; no longest length.
 
@@ -228,7 +265,7 @@ class Distances(NamedTuple):
     """How far apart queries and keys are, as Transformer-XL's layers read it: waves, and which of them each pair reads."""
 
     waves: torch.Tensor  # (L, hidden_size), of L distances in a row
-    index: torch.Tensor  # (B, Q, K) int64, into the waves
+    numbers: torch.Tensor  # (B, Q, K) int64, into the waves
 
 
 class TransformerXlPositions(nn.Module):
@@ -254,7 +291,7 @@ class TransformerXlPositions(nn.Module):
     ) -> Distances:
         """`(B, Q)` and `(B, K)` positions -> the distances from queries to keys.
 
-        Traced, when shapes alone are known, distances are taken to lie below K, as those of counted positions do.
+        Traced, when shapes alone are known, positions are taken to rise by at most one, as counted ones do.
 
         Args:
             sees_ahead: whether a causal stack sees keys ahead of the query, as in a prefix. Else their distance is taken for 0.
@@ -262,9 +299,12 @@ class TransformerXlPositions(nn.Module):
         most = key_positions.shape[1] - 1
         lowest, highest = -most, most
         if not is_torchdynamo_compiling() and not torch.jit.is_tracing():
-            ends = [*query_positions.aminmax(), *key_positions.aminmax()]
-            first_query, last_query, first_key, last_key = torch.stack(ends).tolist()
+            falls = (key_positions[:, 1:] < key_positions[:, :-1]).any()
+            found = [*query_positions.aminmax(), *key_positions.aminmax(), falls]
+            # trf-ignore: TRF056 (not traced: the branch above)
+            first_query, last_query, first_key, last_key, falls = torch.stack(found).tolist()
             lowest, highest = first_query - last_key, last_query - first_key
+            sees_ahead = sees_ahead or falls > 0
         if self.is_causal and not sees_ahead:
             lowest, highest = 0, max(highest, 0)
         waves = sines_and_cosines(
@@ -300,7 +340,7 @@ class PositionHooks(NamedTuple):
     bias: nn.Module | None = (
         None  # (B, Q), (B, K) -> (B, H, Q, K), onto the scores; also as a table with a column a pair
     )
-    relate: nn.Module | None = None  # (B, Q), (B, K) -> distances, of which each layer makes a bias for its own queries
+    relate: nn.Module | None = None  # (B, Q), (B, K) -> distances, which each layer's own queries meet
 
 
 def make_position_hooks(config, is_causal: bool) -> PositionHooks:
@@ -308,6 +348,8 @@ def make_position_hooks(config, is_causal: bool) -> PositionHooks:
     scheme = config.position_embedding_type
     if scheme == "learned":
         return PositionHooks(add=LearnedPositions(config))
+    if scheme == "axial":
+        return PositionHooks(add=AxialPositions(config))
     if scheme == "sinusoidal":
         return PositionHooks(add=SinusoidalPositions(config))
     if scheme == "rope":
@@ -336,9 +378,8 @@ def key_positions(
 ) -> torch.Tensor:
     """Positions of the keys in a cache, in line with the positions of the queries.
 
-    In a first call the first keys are the queries' own, and later, in a cache that grows, the last ones. The others are
-    counted over the real tokens, or over the slots where no mask tells them apart, and shifted so that the last query falls
-    on its own key.
+    In a first call the first keys are the queries' own. Later, keys are counted over the real tokens, or over the slots
+    where no mask tells them apart, and shifted so that the last query falls on its own key.
 
     Args:
         attention_mask: `(B, slots)`, 1 for real tokens, or None. position_ids: `(B, Q)`. seen: tokens before these.
@@ -354,13 +395,11 @@ def key_positions(
     if attention_mask is not None and attention_mask.ndim == 2:
         counted = count_positions(attention_mask.to(keys.device))
         keys = counted[:, keys[0].clamp(max=counted.shape[1] - 1)]
-        last_key = counted[:, torch.as_tensor(last_key, device=keys.device).view(1)]
-    keys = keys + (position_ids[:, -1:] - last_key)
-    if not isinstance(seen, int):
-        return keys
-    past = keys[:, : num_keys - position_ids.shape[1]]
-    batch = max(len(past), len(position_ids))
-    return torch.cat((past.expand(batch, -1), position_ids.expand(batch, -1)), dim=1)
+        if isinstance(last_key, int):
+            last_key = counted[:, last_key : last_key + 1]
+        else:
+            last_key = counted[:, last_key.to(keys.device).view(1)]
+    return keys + (position_ids[:, -1:] - last_key)
 
 
 def packed_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:

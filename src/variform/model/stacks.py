@@ -56,7 +56,7 @@ class Lowered(NamedTuple):
 class StackOutput(NamedTuple):
     """What a stack computes; its public class wraps it in the output that Hugging Face has for it."""
 
-    last_hidden_state: torch.Tensor  # (batch, seq, hidden_size)
+    last_hidden_state: torch.Tensor  # (batch, seq, output_size)
     past_key_values: Cache | None
 
 
@@ -91,13 +91,14 @@ class TransformerStack:
         layers_a_group = config.num_hidden_layers // (config.num_hidden_groups or config.num_hidden_layers)
         firsts = range(0, config.num_hidden_layers, layers_a_group)
         self.layers = nn.ModuleList([TransformerLayer(config, i, self.is_causal, encoder_size) for i in firsts])
-        self.norm = make_norm(config) if config.final_norm else None
+        self.norm = make_norm(config, config.output_size) if config.final_norm else None
         self.layer_types = config.layer_types
         # The distinct patterns, the first layer that has each, and which one each layer has
         of_layers = [config.pattern_of(layer_idx) for layer_idx in range(config.num_hidden_layers)]
         self.patterns = list(dict.fromkeys(of_layers))
         self.first_layers = [of_layers.index(pattern) for pattern in self.patterns]
         self.pattern_numbers = [self.patterns.index(pattern) for pattern in of_layers]
+        self.sorts_texts = config.sorts_texts
         self.gradient_checkpointing = False
 
     def run(
@@ -139,6 +140,11 @@ class TransformerStack:
         check_mask(attention_mask, inputs_embeds, past_key_values)
         self._check_marks(global_attention_mask, prefix_lengths, inputs_embeds, past_key_values)
         cache = past_key_values.self_attention_cache if is_pair_cache(past_key_values) else past_key_values
+        if cache is not None and self.sorts_texts:
+            raise ValueError(
+                "`past_key_values` is given, but `attention_patterns` sort whole texts (`lsh` with `chunked=true`), of which a "
+                "cache would hold a part: pass `use_cache=False`, or build the form with `chunked=false`."
+            )
         has_memory = self.config.memory_length > 0 and cache is not None
         if has_memory:
             check_memory(cache, self.config, len(inputs_embeds))
@@ -170,8 +176,11 @@ class TransformerStack:
         layers_a_group = self.config.num_hidden_layers // len(self.layers)
         # With a memory, a layer has no keys and values of its own to keep; checkpointing warns of a cache that it may not fill
         keeps_keys = not has_memory or is_pair_cache(past_key_values)
+        if self.config.residual_streams == 2:
+            hidden_states = torch.cat((hidden_states, hidden_states), dim=-1)
         for layer_idx, number in enumerate(self.pattern_numbers):
-            memory = recall(cache, hidden_states, layer_idx) if has_memory else None
+            # ... of the stream that attention reads
+            memory = recall(cache, hidden_states[..., -self.config.hidden_size :], layer_idx) if has_memory else None
             output = self.layers[layer_idx // layers_a_group](
                 # By position what may carry a gradient: reentrant checkpointing backpropagates through keywords once a layer
                 hidden_states,
@@ -251,12 +260,13 @@ class TransformerStack:
 
     def _mask_and_bias(self, pattern: Pattern, scene: Scene, layer_idx: int) -> tuple[Any, torch.Tensor | None]:
         """A plan and the table of its biases; or a mask that holds the bias, and None; or, where no mask can, both."""
-        scheme = self.position_bias
+        scheme: Any = self.position_bias
         plan = lower_to_plan(pattern, scene, None if scheme is None else scheme.column)
         if plan is not None:
             return plan, None if scheme is None else scheme.table(scene.hidden_states.shape[1])
         biases = [self._bias(scene, layer_idx), repeat_bias(pattern, scene, layer_idx)]
-        bias = sum(bias for bias in biases if bias is not None) if biases != [None, None] else None
+        given = [bias for bias in biases if bias is not None]
+        bias = given[0] + sum(given[1:]) if given else None
         has_bias = bias is not None or self.relative_positions is not None
         return merge(lower_to_mask(pattern, scene, layer_idx, has_bias), bias)
 
@@ -282,9 +292,14 @@ class TransformerStack:
         if scene.cache is None:
             return scene.position_ids
         _, _, num_keys, first_key = scene.sizes(layer_idx)
-        return key_positions(
-            scene.attention_mask, scene.position_ids, seen_tokens(scene.cache), num_keys, first_key
-        )
+        queries = scene.position_ids
+        keys = key_positions(scene.attention_mask, queries, seen_tokens(scene.cache), num_keys, first_key)
+        if scene.cache.is_compileable:
+            return keys
+        # In a cache that grows, the last keys are the queries' own, whatever positions these were given
+        batch = max(len(keys), len(queries))
+        past = keys[:, : num_keys - queries.shape[1]]
+        return torch.cat((past.expand(batch, -1), queries.expand(batch, -1)), dim=1)
 
     def _drop_layer(self, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """LayerDrop (arXiv:1909.11556): in training, passes the layer over with probability `layerdrop`.

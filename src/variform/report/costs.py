@@ -1,6 +1,9 @@
 """What a form costs: parameters, arithmetic and cache, counted without weights."""
 
 import copy
+import math
+from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..forms import from_config
+from ..model.patterns import Chunked, Full, Lsh, Pattern, PrefixLm, SlidingWindow, Text, count_visible
 from ..model.stacks import TransformerStack
 
 # Beyond this, a length that a model allows says little about the texts that it is given
@@ -45,7 +49,7 @@ def count_costs(config: PreTrainedConfig, length: int | None = None, dtype: torc
     size = (dtype or cache_dtype(config)).itemsize
     return Costs(
         sum(parameter.numel() for parameter in model.parameters()),
-        (linear_flops(model) * length + attention_flops(config, length)) / length,
+        (linear_flops(model, length) + attention_flops(config, length)) / length,
         cache * size,
         later * size,
         source * size,
@@ -81,42 +85,90 @@ def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
         return from_config(copy.deepcopy(config))
 
 
-def linear_flops(model: nn.Module) -> int:
-    """FLOPs a token of all linear maps: two for each weight, as often as a token passes it.
+def linear_flops(model: PreTrainedModel, length: int) -> int:
+    """FLOPs of all linear maps over a text of `length` tokens: two for each weight, as often as a token passes it.
 
     Biases, norms, activations and softmax are left out, as usual: they cost memory traffic rather than arithmetic.
     """
-    weights = linear_weights(model)
+    terms = length * linear_weights(model)
     for stack in model.modules():
         if isinstance(stack, TransformerStack):
             further_runs = len(stack.layer_types) // len(stack.layers) - 1  # of layers that share weights
-            weights += further_runs * linear_weights(stack.layers)
-    return 2 * weights
+            terms += further_runs * length * linear_weights(stack.layers)
+            terms += (further_runs + 1) * rare_terms(stack, length)
+    return 2 * terms
 
 
 def linear_weights(module: nn.Module) -> int:
     return sum(linear.weight.numel() for linear in module.modules() if isinstance(linear, nn.Linear))
 
 
-def attention_flops(config: PreTrainedConfig, length: int) -> int:
+def rare_terms(stack: nn.Module, length: int) -> int:
+    """What the linear maps that not every token passes once add to, or take off, `linear_weights` times `length`."""
+    terms = 0
+    for attention in (layer.self_attn for layer in stack.layers):
+        if hasattr(attention, "q_proj_global"):
+            # Of global tokens alone; in a text without one, of a token whose result is left out
+            pattern = stack.config.pattern_of(attention.layer_idx)
+            terms += (max(1, min(pattern.tokens, length)) - length) * attention.q_proj_global.weight.numel()
+        if hasattr(attention, "r_proj") and not stack.is_causal:
+            terms += (length - 1) * attention.r_proj.weight.numel()  # both ways, a distance has two signs
+    return terms
+
+
+def attention_flops(config: PreTrainedConfig, length: int) -> float:
     """FLOPs of all attention scores and weighted sums over a text of `length` tokens (a source of as many).
 
-    Counts the keys that a query sees. A kernel that computes hidden scores as well does more.
+    Counts the keys that a query sees, of a text without marked tokens, prefix or memory. A kernel that computes hidden scores
+    as well does more.
     """
-    flops = 0
+    flops = 0.0
     for stack in stacks_of(config).values():
-        is_causal = stack.is_causal_stack
-        windows = [stack.sliding_window if name == "sliding_attention" else None for name in stack.layer_types]
-        pairs = sum(seen_pairs(length, window, is_causal) for window in windows)
-        if config.is_encoder_decoder and is_causal:
-            pairs += len(windows) * length * length  # cross-attention
+        text, num_heads = Text(length, stack.is_causal_stack), stack.num_attention_heads
+        layers = Counter(stack.pattern_of(layer_idx) for layer_idx in range(stack.num_hidden_layers))
+        pairs = sum(count * visible_pairs(pattern, text, num_heads) for pattern, count in layers.items())
         # A score is a product of head_dim terms, and its share of the sum as many again; each term is two operations
-        flops += 4 * stack.num_attention_heads * stack.head_dim * pairs
+        terms = 2 * pairs
+        if stack.position_embedding_type == "transformer_xl":
+            terms += pairs  # the score's second product, with the distance
+        if config.is_encoder_decoder and text.is_causal:
+            terms += 2 * stack.num_hidden_layers * length * length  # cross-attention
+        flops += 2 * num_heads * stack.head_dim * terms
     return flops
 
 
+@lru_cache(maxsize=1024)
+def visible_pairs(pattern: Pattern, text: Text, num_heads: int) -> float:
+    """How many (query, key) pairs of a text a pattern shows, a head on average: in closed form, or counted one by one.
+
+    Of `lsh`, whose pairs depend on the states, those to be expected of hashes that fall evenly.
+    """
+    length, is_causal = text.length, text.is_causal
+    if isinstance(pattern, Lsh):
+        return expected_pairs(pattern, length, is_causal)
+    if isinstance(pattern, SlidingWindow):
+        return seen_pairs(length, pattern.window, is_causal)
+    if isinstance(pattern, Chunked) and pattern.before == 0:
+        chunks, rest = divmod(length, pattern.size)
+        return chunks * seen_pairs(pattern.size, None, is_causal) + seen_pairs(rest, None, is_causal)
+    if type(pattern) is Full:
+        return seen_pairs(length, None, is_causal)
+    if isinstance(pattern, PrefixLm):
+        return seen_pairs(length, None, is_causal) + text.prefix * (text.prefix - 1) // 2
+    return count_visible(pattern, text, num_heads)
+
+
+def expected_pairs(pattern: Lsh, length: int, is_causal: bool) -> float:
+    """How many pairs `lsh` is expected to compute: those that share a bucket in a round, or two chunks a query and round."""
+    everything = seen_pairs(length, None, is_causal)
+    if pattern.chunked:
+        return pattern.rounds * everything * min(1, 2 * pattern.chunk / length)
+    share = 1 - (1 - 1 / math.prod(pattern.factors)) ** pattern.rounds
+    return length + (everything - length) * share
+
+
 def seen_pairs(length: int, window: int | None, is_causal: bool) -> int:
-    """How many (query, key) pairs of a text are seen, under the patterns of `attention_patterns`.
+    """How many (query, key) pairs of a text are seen, all of them or within a window.
 
     Args:
         length: of the text in tokens.
@@ -134,6 +186,9 @@ def cache_elements(config: PreTrainedConfig) -> tuple[int, int, int]:
     stack = stacks_of(config).get("decoder")
     if stack is None:
         return 0, 0, 0
-    a_layer = 2 * stack.num_key_value_heads * stack.head_dim
-    every_layer, full_layers = len(stack.layer_types), stack.layer_types.count("full_attention")
-    return a_layer * every_layer, a_layer * full_layers, a_layer * every_layer * config.is_encoder_decoder
+    keys_and_values = 2 * stack.num_key_value_heads * stack.head_dim
+    # A memory holds a layer's inputs in place of keys and values
+    a_layer = stack.hidden_size if stack.memory_length > 0 else keys_and_values
+    every_layer, full_layers = stack.num_hidden_layers, stack.layer_types.count("full_attention")
+    source = keys_and_values * every_layer * config.is_encoder_decoder
+    return a_layer * every_layer, a_layer * full_layers, source

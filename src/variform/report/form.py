@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedConfig
 
+from ..model.patterns import parse
 from .costs import cache_dtype, count_costs, default_length, stacks_of
 
 SHAPES = {
@@ -38,7 +39,7 @@ def describe(config: PreTrainedConfig, name: str | None = None) -> RenderableTyp
     """
     stacks = stacks_of(config)
     is_pair = len(stacks) > 1
-    source = stacks["encoder"].hidden_size if is_pair else None
+    source = stacks["encoder"].output_size if is_pair else None
     columns = [describe_stack(stack, source if stack.is_causal_stack else None) for stack in stacks.values()]
     table = Table(box=None, show_header=is_pair, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", min_width=LABEL_WIDTH)
@@ -128,13 +129,25 @@ def describe_costs(config: PreTrainedConfig) -> dict[str, str]:
     decoder = stacks_of(config).get("decoder")
     if decoder is None:
         return words
-    window = decoder.sliding_window
     words["cache"] = joined(
         f"{units(costs.cache_bytes)}B a token of context, in {dtype_name(cache_dtype(config))}",
-        window and f"{units(costs.cache_bytes_past_window)}B from token {window} on, where windows are full",
+        decoder.sliding_window and f"{units(costs.cache_bytes_past_window)}B from token {full_from(decoder)}",
         config.is_encoder_decoder and f"{units(costs.source_cache_bytes)}B a token of the source",
     )
     return words
+
+
+def full_from(decoder: PreTrainedConfig) -> str:
+    """The token from which on the caches of sliding layers grow no more, and why that one."""
+    if decoder.memory_length > 0:
+        return f"{decoder.memory_length} on, where the memory is full"
+    patterns = [decoder.pattern_of(layer_idx) for layer_idx in range(decoder.num_hidden_layers)]
+    kept = {keys for pattern in patterns if (keys := pattern.retained(is_causal=True)) is not None}
+    others = ", ".join(map(str, sorted(kept - {decoder.sliding_window})))
+    # A stack's caches have one width; what a narrower layer no longer sees, its mask hides
+    return f"{decoder.sliding_window} on, " + (
+        f"the widest of the windows (others: {others})" if others else "where windows are full"
+    )
 
 
 def transform(config: PreTrainedConfig) -> str:
@@ -179,6 +192,7 @@ def positions(config: PreTrainedConfig) -> str:
         "relative_bias": f"a learned bias for each of {config.relative_attention_num_buckets} buckets of distances, up to "
         f"{config.relative_attention_max_distance} (T5)",
         "alibi": "a penalty in proportion to the distance (ALiBi)",
+        "transformer_xl": "scores that read the distance's sines (Transformer-XL)",
     }.get(config.position_embedding_type)
     has_table = config.position_embedding_type in ("learned", "sinusoidal")
     offset = has_table and config.position_offset and f"from row {config.position_offset}"
@@ -231,12 +245,13 @@ def attention(config: PreTrainedConfig) -> str:
         scale is not None and not math.isclose(scale, config.head_dim**-0.5) and f"scores times {scale:.4g}",
         config.attn_logit_softcapping and f"scores capped at {config.attn_logit_softcapping:g}",
         config.attention_sinks and "a sink a head",
+        config.memory_length and f"also to the layer's last {config.memory_length:,} inputs of earlier calls",
     )
 
 
 def pattern_period(config: PreTrainedConfig) -> list[str]:
     """The shortest list of patterns that, tiled over the layers, gives each layer its own."""
-    names = [f"sliding_window:{p['window']}" if "window" in p else p["name"] for p in config.attention_patterns]
+    names = [str(parse(entry)) for entry in config.attention_patterns]
     layers = [names[i % len(names)] for i in range(config.num_hidden_layers)]
     lengths = range(1, len(layers) + 1)
     return next(layers[:n] for n in lengths if all(layers[i] == layers[i % n] for i in range(len(layers))))

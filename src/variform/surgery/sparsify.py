@@ -441,6 +441,7 @@ def untrained(before: PreTrainedConfig, length: int) -> str:
         "sinusoidal": f"positions {trained:,} to {length - 1:,} were never trained.",
         "rope": f"{distances}: `rope_scaling` or `rope_parameters` can bring them near to those that were.",
         "alibi": f"{distances}: their penalties go on in proportion.",
+        "transformer_xl": f"{distances}: their sines go on as those before.",
         "relative_bias": f"{distances}: from {before.relative_attention_max_distance:,} on, all share one bias.",
         "none": f"{distances}; there are no position embeddings that could show it.",
     }[before.position_embedding_type]

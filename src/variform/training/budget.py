@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from .buckets import LengthBucketSampler
@@ -73,8 +73,8 @@ class TimeBudget(TrainerCallback, ExportableState):
             control.should_save = True
 
 
-class BudgetedTrainer(Seq2SeqTrainer):
-    """A Seq2SeqTrainer whose learning rate follows a `TimeBudget`, with batches of like length.
+class ClockedTrainer(Trainer):
+    """A Trainer whose learning rate follows a `TimeBudget`.
 
     Args:
         budget: the budget to follow; with None the schedule is the one that the training arguments name.
@@ -92,6 +92,10 @@ class BudgetedTrainer(Seq2SeqTrainer):
         self.lr_scheduler = LambdaLR(optimizer, self.budget.learning_rate_factor)  # type: ignore[arg-type]
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+
+class BudgetedTrainer(ClockedTrainer, Seq2SeqTrainer):
+    """A Seq2SeqTrainer whose learning rate follows a `TimeBudget`, with batches of like length."""
 
     def _get_train_sampler(self, train_dataset=None) -> LengthBucketSampler:
         examples = self.train_dataset if train_dataset is None else train_dataset

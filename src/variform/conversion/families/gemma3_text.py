@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from ..family import Head, patterns
+from ..family import Head, patterns, windows
 from ..tables import Row
 from . import llama
 
@@ -23,12 +23,13 @@ def read(foreign) -> dict[str, Any]:
 
 
 def write(form) -> dict[str, Any]:
+    types, window = windows(form)
     values = llama.write(form) | {
-        "layer_types": form.layer_types,
+        "layer_types": types,
         "query_pre_attn_scalar": max(1, round(form.attention_scale**-2)) if form.attention_scale else form.head_dim,
         "rope_parameters": {name: form.rope_parameters_of(name) for name in ("full_attention", "sliding_attention")},
     }
-    return values if form.sliding_window is None else values | {"sliding_window": form.sliding_window}
+    return values if window is None else values | {"sliding_window": window}
 
 
 def rows(form) -> list[Row]:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from ..family import windows
 from . import llama
 
 
@@ -12,7 +13,7 @@ def read(foreign) -> dict[str, Any]:
 
 
 def write(form) -> dict[str, Any]:
-    return llama.write(form) | {"sliding_window": form.sliding_window}
+    return llama.write(form) | {"sliding_window": windows(form)[1]}
 
 
 FAMILY = replace(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..family import Family, Head, patterns, ropes
+from ..family import Family, Head, patterns, ropes, windows
 from ..tables import Row
 
 SAME = {
@@ -45,15 +45,16 @@ def read(foreign) -> dict[str, Any]:
 
 
 def write(form) -> dict[str, Any]:
+    types, window = windows(form)
     values = {
-        "layer_types": form.layer_types,
+        "layer_types": types,
         "rope_parameters": {name: form.rope_parameters_of(name) for name in ("full_attention", "sliding_attention")},
         "classifier_pooling": "mean" if form.classifier_pooling == "mean" else "cls",
         "classifier_activation": form.head_act or form.hidden_act,
         "classifier_bias": form.mlp_bias if form.head_bias is None else form.head_bias,
     }
     # The native window is that of both sides together
-    return values if form.sliding_window is None else values | {"local_attention": 2 * form.sliding_window}
+    return values if window is None else values | {"local_attention": 2 * window}
 
 
 def rows(form) -> list[Row]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from ..family import patterns
+from ..family import patterns, windows
 from . import llama
 
 
@@ -14,10 +14,10 @@ def read(foreign) -> dict[str, Any]:
 
 
 def write(form) -> dict[str, Any]:
-    window = form.sliding_window
-    windows = {"layer_types": form.layer_types, "sliding_window": window, "use_sliding_window": window is not None}
+    types, window = windows(form)
+    values = {"layer_types": types, "sliding_window": window, "use_sliding_window": window is not None}
     is_usual = form.head_dim * form.num_attention_heads == form.hidden_size
-    return llama.write(form) | windows | ({} if is_usual else {"head_dim": form.head_dim})
+    return llama.write(form) | values | ({} if is_usual else {"head_dim": form.head_dim})
 
 
 FAMILY = replace(

@@ -15,7 +15,7 @@ def first_row(config) -> int:
         ValueError: if there is no padding id.
     """
     if config.pad_token_id is None:
-        raise ValueError("roberta: `pad_token_id=None` leaves its first position undefined; set it.")
+        raise ValueError(f"{config.model_type}: `pad_token_id=None` leaves its first position undefined; set it.")
     return config.pad_token_id + 1
 
 
