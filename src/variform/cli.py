@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .conversion import FAMILIES
 from .conversion.check import TOLERANCE, check_conversion
-from .conversion.convert import convert_folder, family_of_type, find_folder, saved_architecture
+from .conversion.convert import convert_folder, family_of, find_folder, saved_architecture
 from .forms import list_forms, load_config
 from .model.configuration_variform import AUTO_MAP
 from .model.patterns import PATTERNS
@@ -42,7 +42,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     converting.add_argument("source", metavar="SRC", help="a folder or a repo on the Hub")
     converting.add_argument("target", metavar="DST", help="a folder that does not exist yet")
-    converting.add_argument("--to", metavar="MODEL_TYPE", help=f"a native family: {', '.join(sorted(FAMILIES))}")
+    native = ", ".join(sorted({family.model_type for family in FAMILIES.values()}))
+    converting.add_argument("--to", metavar="MODEL_TYPE", help=f"a native family: {native}")
     converting.add_argument("--auto-class", help="the head to take, such as AutoModelForMaskedLM; default: as saved")
     converting.add_argument("--check", action="store_true", help="run both models on text and compare them")
     converting.add_argument("--revision", help="branch, tag or commit on the Hub")
@@ -154,7 +155,7 @@ def read_form(name: str) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(name)
     if config.model_type in AUTO_MAP:
         return config
-    family = family_of_type(config.model_type)
+    family = family_of(config)
     return family.read_form(config, family.auto_class_of(saved_architecture(config)))
 
 

@@ -3,11 +3,16 @@
 import random
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers as hf
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.reformer.modeling_reformer import LSHSelfAttention
+
+from variform.model.lsh import rotations
+from variform.model.patterns import Lsh
 
 WEIGHT_STD = 0.2  # ten times wider than models start with, so that no part is too small to be seen
 FIRST_REGULAR_ID = 5
@@ -21,6 +26,8 @@ COUNT_SLOTS = ("bart", "pegasus", "marian", "led")
 OFFSET_BY_PADDING = ("roberta", "longformer")
 # Which take a `global_attention_mask`
 TAKE_MARKS = ("longformer", "led")
+# Families that are the other shape of one, and that one's name
+OTHER_SHAPES = {"reformer_encoder": "reformer"}
 # Which rope types turn faster as the text grows: keys in a cache keep the angle of their time
 GROWING_ROPES = ("dynamic", "longrope")
 
@@ -46,7 +53,29 @@ def random_fields(model_type: str, seed: int) -> dict[str, Any]:
 
 def random_config(model_type: str, seed: int) -> PreTrainedConfig:
     """The config of one family, the same for the same seed."""
-    return hf.CONFIG_MAPPING[model_type](**random_fields(model_type, seed))
+    return config_class(model_type)(**random_fields(model_type, seed))
+
+
+def config_class(model_type: str) -> type[PreTrainedConfig]:
+    """The native config class of a family."""
+    return hf.CONFIG_MAPPING[OTHER_SHAPES.get(model_type, model_type)]
+
+
+def hash_as_ours(monkeypatch) -> None:
+    """Gives Reformer's class the random numbers that ours hashes with."""
+    hash_vectors = LSHSelfAttention._hash_vectors
+
+    def with_our_numbers(self, vectors, num_hashes, *args, **kwargs):
+        buckets = self.num_buckets if isinstance(self.num_buckets, int) else tuple(self.num_buckets)
+        pattern = Lsh(buckets, rounds=num_hashes, seed=self.hash_seed)
+
+        def randn(shape, **options):
+            return rotations(pattern, self.layer_idx, *shape[:2]).to(**options)
+
+        with mock.patch.object(torch, "randn", randn):
+            return hash_vectors(self, vectors, num_hashes, *args, **kwargs)
+
+    monkeypatch.setattr(LSHSelfAttention, "_hash_vectors", with_our_numbers)
 
 
 def random_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
@@ -338,6 +367,41 @@ def marian(rng: random.Random) -> dict[str, Any]:
     return fields
 
 
+def reformer(rng: random.Random) -> dict[str, Any]:
+    """Texts are of 24 tokens, a whole number of chunks of both kinds and, in training, all that axial positions hold."""
+    hidden_size = rng.choice([12, 16, 20])
+    rows = rng.choice([4, 6, 8])
+    first = rng.choice([3, 5, 6])
+    return {
+        "is_decoder": True,
+        "hidden_size": hidden_size,
+        "feed_forward_size": rng.randint(9, 37),
+        "num_attention_heads": rng.choice([1, 2, 3]),
+        "attention_head_size": rng.choice([4, 5, 6]),
+        "attn_layers": rng.choice([["local", "lsh"], ["lsh"], ["local", "local"], ["lsh", "local", "lsh"]]),
+        "axial_pos_embds": rng.choice([True, False]),
+        "axial_pos_shape": [rows, 24 // rows],
+        "axial_pos_embds_dim": [first, hidden_size - first],
+        "max_position_embeddings": 24,
+        "local_attn_chunk_length": rng.choice([3, 4, 6, 24]),
+        "local_num_chunks_before": rng.choice([0, 1, 1]),
+        "lsh_attn_chunk_length": rng.choice([2, 4, 6]),
+        "num_buckets": rng.choice([2, 4, 8, [2, 4]]),
+        "num_hashes": rng.choice([1, 1, 2, 3]),
+        "hash_seed": rng.randrange(9),
+        "layer_norm_eps": rng.choice(EPSILONS),
+        "hidden_act": rng.choice(ACTIVATIONS),
+        "initializer_range": rng.choice([0.02, 0.1]),
+        "hidden_dropout_prob": 0.0,
+        "local_attention_probs_dropout_prob": 0.0,
+        "lsh_attention_probs_dropout_prob": 0.0,
+    }
+
+
+def reformer_encoder(rng: random.Random) -> dict[str, Any]:
+    return reformer(rng) | {"is_decoder": False}
+
+
 DRAW: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "bert": bert,
     "roberta": bert,
@@ -359,4 +423,6 @@ DRAW: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "led": led,
     "pegasus": bart,
     "marian": marian,
+    "reformer": reformer,
+    "reformer_encoder": reformer_encoder,
 }

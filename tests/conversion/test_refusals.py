@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from native_models import random_config, random_model
+from native_models import config_class, random_config, random_model
 from peft import LoraConfig, get_peft_model
 from tiny import build, tiny
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -19,6 +19,7 @@ from variform.conversion.family import LANGUAGE_MODELS
 LABELS = "AutoModelForSequenceClassification"
 ROPE = {"rope_type": "default", "rope_theta": 100.0}
 SPARSE = "local_global:4,global_projections=true"
+HASHED = "lsh:8,chunked=true,chunk=4"
 GROUPED = {"hidden_size": 12, "embedding_size": 12, "head_dim": 4, "num_attention_heads": 3, "num_key_value_heads": 1}
 
 
@@ -148,6 +149,15 @@ INEXPRESSIBLE = [
     ("pegasus", {"decoder.norm_placement": "sandwich"}, "decoder.norm_placement"),
     ("pegasus", {"encoder.sinusoidal_layout": "interleaved"}, "encoder.sinusoidal_layout"),
     ("marian", {"encoder.embedding_norm": True}, "encoder.embedding_norm"),
+    ("reformer", {"residual_streams": 1}, "residual_streams"),
+    ("reformer", {"attention_patterns": ["lsh:4"]}, "attention_patterns"),
+    ("reformer", {"attention_patterns": ["full"]}, "attention_patterns"),
+    ("reformer", {"attention_bias": ["o"]}, "attention_bias"),
+    ("reformer", {"position_embedding_type": "sinusoidal"}, "position_embedding_type"),
+    ("reformer_encoder", {"attention_patterns": ["lsh:4,chunked=true,chunk=4", HASHED]}, "attention_patterns"),
+    ("reformer_encoder", {"attention_patterns": ["chunked:4,before=1"]}, "attention_patterns"),
+    ("reformer_encoder", {"pooler": True}, "pooler", "AutoModel"),
+    ("reformer_encoder", {"final_norm": False}, "final_norm"),
 ]
 
 
@@ -156,8 +166,9 @@ def test_to_hf_names_what_a_family_cannot_express(refused):
     model_type, changes, field, *auto_class = refused
     auto_class = auto_class[0] if auto_class else language_model(model_type)
     model = build(form_of(model_type, changes, auto_class), getattr(hf, auto_class))
-    with pytest.raises(ValueError, match=rf"^{model_type} cannot express `{field}="):
-        to_hf(model, model_type)
+    native = FAMILIES[model_type].model_type
+    with pytest.raises(ValueError, match=rf"^{native} cannot express `{field}="):
+        to_hf(model, native)
 
 
 def test_sizes_that_no_foreign_config_can_have_are_refused():
@@ -184,15 +195,31 @@ FOREIGN = [
     ("llama", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "rope_parameters"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("reformer", {"lsh_num_chunks_before": 2}, "lsh_num_chunks_before"),
+    ("reformer", {"attn_layers": ["local"], "local_num_chunks_before": 2}, "local_num_chunks_before"),
+    ("reformer_encoder", {"lsh_num_chunks_after": 1}, "lsh_num_chunks_after"),
+    ("reformer_encoder", {"local_num_chunks_after": 1}, "local_num_chunks_after"),
 ]
 
 
 @pytest.mark.parametrize(("model_type", "fields", "field"), FOREIGN, ids=[f"{case[0]}-{case[2]}" for case in FOREIGN])
 def test_from_hf_names_a_feature_that_is_not_carried(model_type, fields, field):
     values = random_config(model_type, 0).to_dict() | fields
-    native = FAMILIES[model_type].foreign_class("AutoModel")(hf.CONFIG_MAPPING[model_type](**values))
-    with pytest.raises(ValueError, match=rf"^{model_type}: Variform does not carry `{field}="):
+    native = FAMILIES[model_type].foreign_class("AutoModel")(config_class(model_type)(**values))
+    with pytest.raises(ValueError, match=rf"^{native.config.model_type}: Variform does not carry `{field}="):
         from_hf(native)
+
+
+def test_buckets_that_the_first_text_would_choose_are_refused():
+    values = random_config("reformer", 0).to_dict() | {"attn_layers": ["lsh"], "num_buckets": None}
+    with pytest.raises(ValueError, match=r"^reformer: `num_buckets=None` .* set it, to an even number"):
+        from_hf(hf.ReformerModel(hf.ReformerConfig(**values)))
+
+
+def test_a_form_goes_to_the_shape_that_its_family_has_of_it():
+    for name in ("reformer", "reformer_encoder"):
+        native = to_hf(build(form_of(name, {}, "AutoModel")), "reformer")
+        assert type(native) is hf.ReformerModel and native.config.is_decoder == (name == "reformer")
 
 
 def test_a_projection_between_equal_widths_is_refused_both_ways():

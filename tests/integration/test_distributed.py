@@ -30,6 +30,17 @@ FORMS = {
     "sinks": (AutoModelForCausalLM, tiny("decoder", **EVEN, qk_norm="head", attention_sinks=True)),
     "alibi": (AutoModelForMaskedLM, tiny("encoder", **EVEN, position_embedding_type="alibi", gated_mlp=False)),
     "transformer_xl": (AutoModelForCausalLM, tiny("decoder", **EVEN, position_embedding_type="transformer_xl")),
+    "lsh": (
+        AutoModelForCausalLM,
+        tiny(
+            "decoder",
+            **EVEN,
+            attention_patterns=["lsh:4,rounds=2"],
+            qk_norm="head",
+            residual_streams=2,
+            tie_word_embeddings=False,
+        ),
+    ),
     "shared_layers": (AutoModelForMaskedLM, tiny("encoder", **EVEN, num_hidden_groups=1, embedding_size=6)),
     "encoder_decoder": (
         AutoModelForSeq2SeqLM,

@@ -98,11 +98,12 @@ def test_a_text_longer_than_the_learned_table_is_refused(shape):
         model(inputs())
 
 
+@pytest.mark.parametrize("scheme", [{}, {"position_embedding_type": "axial", "axial_shape": [2, 5]}])
 @pytest.mark.parametrize("shape", ["decoder", "encoder_decoder"])
-def test_generation_stops_where_the_learned_table_ends(shape):
+def test_generation_stops_where_the_learned_table_ends(shape, scheme):
     """The text so far is returned, not lost to an error."""
     auto_class = AutoModelForCausalLM if shape == "decoder" else AutoModelForSeq2SeqLM
-    table = {"position_embedding_type": "learned", "max_position_embeddings": 10}
+    table = {"position_embedding_type": "learned", "max_position_embeddings": 10, **scheme}
     model = build(tiny(shape, **(table if shape == "decoder" else {"decoder": table})), auto_class)
     text = model.generate(inputs(), max_new_tokens=30, do_sample=False, eos_token_id=None)
     assert text.shape[1] == 10

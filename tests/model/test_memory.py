@@ -310,7 +310,7 @@ class TestTheCache:
         ):
             model(inputs(3), past_key_values=memory)
 
-    def test_a_pair_that_is_made_by_hand_works(self):
+    def test_a_pair_that_is_made_by_hand_works_but_where_it_would_forget_the_source(self):
         config = tiny("encoder_decoder", decoder={**XL, "memory_length": 24})
         model, source, target = build(config, AutoModelForSeq2SeqLM), inputs(2, 9), inputs(2, 6, seed=1)
         whole = model(source, decoder_input_ids=target, use_cache=False).logits
@@ -319,6 +319,11 @@ class TestTheCache:
             model(source, decoder_input_ids=piece, past_key_values=cache).logits for piece in target.split(4, dim=1)
         ]
         assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-4)
+        forgetful = EncoderDecoderCache(*(DynamicCache(config=model.config.decoder) for _ in range(2)))
+        with pytest.raises(
+            ValueError, match=r"`past_key_values.cross_attention_cache` .* make it by `DynamicCache\(\)`"
+        ):
+            model(source, decoder_input_ids=target, past_key_values=forgetful)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from variform.model.attention import Attention
 from variform.model.positions import (
     AlibiBias,
+    AxialPositions,
     Distances,
     LearnedPositions,
     RelativeBias,
@@ -44,6 +45,30 @@ class TestLearned:
         nn.init.normal_(table.weight)
         with pytest.raises(ValueError, match=rf"`position_ids` reach .*{position}.*0 to 23"):
             table(torch.tensor([[position]]))
+
+
+class TestAxial:
+    def make(self, **fields):
+        table = AxialPositions(tiny("encoder", position_embedding_type="axial", **fields))
+        for weight in table.parameters():
+            nn.init.normal_(weight)
+        return table
+
+    def test_a_position_is_its_row_beside_its_column(self):
+        table = self.make(axial_shape=[4, 7], axial_dims=[5, 7])
+        positions = torch.arange(28)[None]
+        whole = torch.cat((table.rows[:, None].expand(-1, 7, -1), table.columns.expand(4, -1, -1)), dim=-1)
+        assert_close(table(positions), whole.flatten(0, 1)[None])
+
+    def test_tables_that_are_not_given_are_as_square_as_hold_all_positions(self):
+        for longest, shape in ((1, [1, 1]), (24, [5, 5]), (26, [5, 6]), (4096, [64, 64])):
+            config = tiny("encoder", position_embedding_type="axial", max_position_embeddings=longest, hidden_size=7)
+            assert (config.axial_shape, config.axial_dims) == (shape, [3, 4])
+
+    @pytest.mark.parametrize("position", [28, -1])
+    def test_a_position_outside_is_refused(self, position):
+        with pytest.raises(ValueError, match=rf"`position_ids` reach .*{position}.*`axial_shape=\[4, 7\]` .*0 to 27"):
+            self.make(axial_shape=[4, 7])(torch.tensor([[position]]))
 
 
 @pytest.mark.parametrize("exponent", ["2i/d", "2i/(d-2)"])
@@ -329,7 +354,9 @@ def test_relative_schemes_do_not_see_a_shift(shape, scheme):
     assert_close(shifted, model(inputs(), position_ids=positions)[0], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", ["learned", "sinusoidal", "rope", "relative_bias", "alibi", "transformer_xl"])
+@pytest.mark.parametrize(
+    "scheme", ["learned", "axial", "sinusoidal", "rope", "relative_bias", "alibi", "transformer_xl"]
+)
 @pytest.mark.parametrize("shape", ["encoder", "decoder"])
 def test_every_scheme_sees_the_order(shape, scheme):
     """The last token's state changes when the tokens before it change places."""

@@ -89,7 +89,8 @@ def check_round_trip(config) -> None:
             ids = ids[:, None].expand(-1, 3, -1)
         feed = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
         with torch.no_grad():
-            assert_close(loaded(ids, **feed)[0], model(ids, **feed)[0], rtol=0, atol=0)
+            # The last bit may depend on where a tensor lies in memory
+            assert_close(loaded(ids, **feed)[0], model(ids, **feed)[0], rtol=1e-6, atol=1e-6)
 
 
 def buffers(model) -> dict[str, torch.Tensor]:

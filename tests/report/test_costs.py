@@ -119,8 +119,9 @@ def cached_bytes(config, length):
         tiny("decoder", num_hidden_layers=3, num_key_value_heads=1, head_dim=10),
         tiny("decoder", num_hidden_layers=4, num_hidden_groups=2, dtype=torch.float32),
         tiny("encoder_decoder", decoder={"num_key_value_heads": 1, "num_hidden_layers": 3}),
+        tiny("decoder", num_key_value_heads=1, attention_patterns=["lsh:4", "full"]),
     ],
-    ids=["shared wide heads", "shared layers in float32", "pair"],
+    ids=["shared wide heads", "shared layers in float32", "pair", "queries that are keys"],
 )
 def test_cache_bytes_are_those_of_a_real_cache(config):
     assert count_costs(config).cache_bytes == cached_bytes(config, 7) / 7

@@ -46,6 +46,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "none": {},
     "learned": {"position_offset": 2},
     "sinusoidal": {"position_offset": 2},
+    "axial": {},
     "rope": {"num_key_value_heads": 1},
     "relative_bias": {"relative_attention_num_buckets": 8},
     "alibi": {},
@@ -243,6 +244,17 @@ def test_learned_positions_are_repeated_behind_the_first_ones(offset):
     assert statement.equal_up_to == {"encoder": math.inf}
     with pytest.raises(ValueError, match="the learned table"):
         model(inputs(length=TRAINED + 1))
+
+
+def test_axial_positions_are_repeated_row_by_row():
+    model = original("encoder", "axial", AutoModel)
+    result, statement = stated(model, ["full"], LONGER)
+    held = math.prod(model.config.axial_shape)
+    positions = torch.arange(held * 2)[None]
+    before, after = (one.embeddings.positions for one in (model, result))
+    assert math.prod(result.config.axial_shape) >= LONGER
+    assert torch.equal(after(positions), before(positions % held))
+    assert statement.equal_up_to == {"encoder": math.inf}
 
 
 @pytest.mark.parametrize(("window", "longest"), [(TRAINED - 2, TRAINED - 1), (TRAINED - 1, math.inf)])
@@ -483,6 +495,7 @@ def test_layers_keep_their_own_rope_when_they_change_their_type():
 
 STATEMENTS = {
     "none": "distances of 24 tokens and more were never trained; there are no position embeddings",
+    "axial": "positions 25 and more repeat those from 0 on, and were never trained",
     "learned": "positions 24 to 94 repeat those from 0 on, and were never trained",
     "sinusoidal": "positions 24 to 94 were never trained",
     "rope": "distances of 24 tokens and more were never trained: `rope_scaling` or `rope_parameters` can",

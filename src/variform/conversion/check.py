@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from ..model.configuration_variform import AUTO_MAP
 from . import FAMILIES
-from .convert import VOCABULARIES, auto_class_of_ours, quiet, saved_architecture
+from .convert import VOCABULARIES, auto_class_of_ours, family_of, quiet, saved_architecture
 
 TOLERANCE = 1e-5  # relative to the largest entry, float32
 
@@ -77,7 +77,7 @@ def load(folder: Path) -> PreTrainedModel:
         family = next(family for family in FAMILIES.values() if family.shape == config.model_type)
         model_class = family.our_class(auto_class_of_ours(architecture, config))
     else:
-        family = FAMILIES[config.model_type]
+        family = family_of(config)
         model_class = family.foreign_class(family.auto_class_of(architecture))
     with quiet():
         return model_class.from_pretrained(folder, dtype=torch.float32).eval()

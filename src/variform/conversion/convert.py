@@ -187,7 +187,7 @@ def plan_folder(
 
 def convert_between(source: Path, target: Path, *, to: str, **options: Any) -> Converted:
     """From one native family to another: through ours, in a folder beside the target."""
-    family_of_type(to)
+    families_of_type(to)
     with whole_folder(target) as temporary:
         convert_folder(source, temporary / "variform", **options)
         converted = convert_folder(temporary / "variform", temporary / "native", to=to)
@@ -294,22 +294,27 @@ def family_of(config: PreTrainedConfig) -> Family:
     """
     if config.model_type in AUTO_MAP:
         raise ValueError(f"This is a {config.model_type} already: load it with `AutoModel...from_pretrained`.")
-    return family_of_type(config.model_type)
+    return next(family for family in families_of_type(config.model_type) if family.takes(config))
 
 
-def family_of_type(model_type: str) -> Family:
-    """The family that transformers calls so. Raises `ValueError`, with the nearest name, if it is not one of ours."""
-    one_of("model_type", model_type, FAMILIES)
-    return FAMILIES[model_type]
+def families_of_type(model_type: str) -> list[Family]:
+    """The family that transformers calls so, once for each shape that it has.
+
+    Raises:
+        ValueError: if it is not one of ours, with the nearest name.
+    """
+    one_of("model_type", model_type, {family.model_type for family in FAMILIES.values()})
+    return [family for family in FAMILIES.values() if family.model_type == model_type]
 
 
 def choose_family(form: PreTrainedConfig, auto_class: str, model_type: str | None) -> Family:
     """The family that is asked for, that the weights came from, or the first one that can express the form."""
     model_type = model_type or (form.origin or {}).get("model_type")
     if model_type is not None:
-        family = family_of_type(model_type)
-        if family.shape != form.model_type:
-            raise ValueError(f"{model_type} is a {family.shape}, and this form a {form.model_type}.")
+        families = {family.shape: family for family in families_of_type(model_type)}
+        if form.model_type not in families:
+            raise ValueError(f"{model_type} is a {' or a '.join(families)}, and this form a {form.model_type}.")
+        family = families[form.model_type]
         family.auto_class_of("", auto_class)
         return family
     obstacles = []

@@ -3,7 +3,7 @@
 import copy
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
@@ -102,6 +102,7 @@ class Family:
     Args:
         model_type: as transformers calls the family.
         shape: the `model_type` of ours.
+        takes: which configs of the family are of this shape, where it has several.
         same: {our field: foreign field} where the values are equal.
         fixed: our fields that the foreign class has built in.
         read: the foreign config -> our other fields.
@@ -126,6 +127,7 @@ class Family:
     rows: Callable[[PreTrainedConfig], Sequence[Row]]
     prefix: str
     heads: Mapping[str, Head]
+    takes: Callable[[PreTrainedConfig], bool] = lambda foreign: True
     read: Callable[[PreTrainedConfig], dict[str, Any]] = lambda foreign: {}
     write: Callable[[PreTrainedConfig], dict[str, Any]] = lambda form: {}
     by_weights: Sequence[str] = ()
@@ -202,7 +204,7 @@ class Family:
             ValueError: for a feature that Variform does not have, naming the foreign field.
         """
         form, head = self._read(foreign, auto_class), self.heads[auto_class]
-        copy_platform_fields(foreign, form)
+        copy_platform_fields(foreign, form, decided=self.read(foreign))
         form.origin = {"model_type": self.model_type, **self._left_over(foreign, form)}
         if head.differs:
             logger.warning(f"{head.foreign} {head.differs}")
@@ -359,7 +361,9 @@ RESOLVED: dict[str, Callable[[Any], Any]] = {
 }
 # When a field that is not always read is read
 NEEDS: dict[str, Callable[[Any], bool]] = {
-    "max_position_embeddings": lambda form: form.position_embedding_type in ("learned", "sinusoidal", "rope"),
+    "max_position_embeddings": lambda form: form.position_embedding_type in ("learned", "axial", "sinusoidal", "rope"),
+    "axial_shape": lambda form: form.position_embedding_type == "axial",
+    "axial_dims": lambda form: form.position_embedding_type == "axial",
     "position_offset": lambda form: form.position_embedding_type in ("learned", "sinusoidal"),
     "sinusoidal_layout": lambda form: form.position_embedding_type == "sinusoidal",
     "sinusoidal_exponent": lambda form: form.position_embedding_type == "sinusoidal",
@@ -406,8 +410,8 @@ def ropes(foreign: PreTrainedConfig) -> dict[str, Any]:
     return whole(foreign.rope_parameters)
 
 
-def copy_platform_fields(source: PreTrainedConfig, target: PreTrainedConfig) -> None:
-    """Labels, problem type, dtype and `use_cache`: what all configs share."""
+def copy_platform_fields(source: PreTrainedConfig, target: PreTrainedConfig, decided: Collection[str] = ()) -> None:
+    """Labels, problem type, dtype and `use_cache`: what all configs share, but for what is decided otherwise."""
     for name in PLATFORM_FIELDS:
-        if hasattr(source, name) and hasattr(target, name):
+        if name not in decided and hasattr(source, name) and hasattr(target, name):
             setattr(target, name, copy.deepcopy(getattr(source, name)))

@@ -34,6 +34,8 @@ OPERATIONS = {
     "split": Operation(lambda tensors, count: list(tensors[0].chunk(count)), lambda tensors, _: [torch.cat(tensors)]),
     # A vector that is stored as a matrix of one row
     "squeeze": Operation(lambda tensors, _: [tensors[0][0]], lambda tensors, _: [tensors[0][None]]),
+    # ... or of one column
+    "squeeze_second": Operation(lambda tensors, _: [tensors[0][:, 0]], lambda tensors, _: [tensors[0][:, None]]),
 }
 
 

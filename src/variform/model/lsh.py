@@ -37,19 +37,21 @@ def as_key(query: torch.Tensor) -> torch.Tensor:
     return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + KEY_EPS)).to(query.dtype)
 
 
-def rotations(pattern: Lsh, layer_idx: int, num_heads: int, size: int) -> torch.Tensor:
+def rotations(
+    pattern: Lsh, layer_idx: int, num_heads: int, size: int, device: torch.device | None = None
+) -> torch.Tensor:
     """`(H, D, R, directions)` in (-1, 1): what the pattern hashes with in a layer, the same on every machine."""
     shape = (num_heads, size, pattern.rounds, sum(pattern.factors) // 2)
-    numbers = scramble(1 + torch.arange(math.prod(shape)), pattern.seed, layer_idx)
+    numbers = scramble(1 + torch.arange(math.prod(shape), device=device), pattern.seed, layer_idx)
     # The 23 upper bits, which float32 holds exactly
-    return (((numbers >> 8) + 0.5) / 2**22 - 1).view(shape)
+    return (((numbers >> 8).float() + 0.5) / 2**22 - 1).view(shape)
 
 
 @torch.no_grad()
 def hash_keys(key: torch.Tensor, pattern: Lsh, layer_idx: int) -> torch.Tensor:
     """The buckets `(B, H, R, K)` int64 of keys `(B, H, K, D)`: the nearest of random directions and their opposites
     (arXiv:1509.02897)."""
-    directions = rotations(pattern, layer_idx, key.shape[1], key.shape[-1]).to(key)
+    directions = rotations(pattern, layer_idx, key.shape[1], key.shape[-1], key.device).to(key.dtype)
     # (B, H, K, D) @ (H, D, R * S) -> (B, H, R, K, S)
     products = (key @ directions.flatten(2)).unflatten(-1, directions.shape[2:]).transpose(2, 3)
     buckets, total = torch.zeros_like(products[..., 0], dtype=torch.long), 1

@@ -206,7 +206,9 @@ def lower_to_plan(
     if rows is None:
         return None
     if isinstance(pattern, Lsh):
-        return plan_hashing(pattern, rows, batch * length * length, scene) if bias_index is None else None
+        # Always worth it: spelled out pair by pair, the chunks cost many times the scores
+        is_sorted = pattern.chunked and bias_index is None
+        return hash_texts(rows, scene.hidden_states.device) if is_sorted else None
     planned = sum(planned_scores(pattern, text, num_heads=num_heads) for text, _ in rows)
     # A dense mask computes every pair; the causal kernel without a mask, half of them
     is_unmasked = is_plain_full(pattern, scene) and scene.attention_mask is None and bias_index is None
@@ -216,15 +218,11 @@ def lower_to_plan(
     return make_plan(pattern, rows, num_heads=num_heads, bias_index=bias_index, device=scene.hidden_states.device)
 
 
-def plan_hashing(pattern: Lsh, rows: list[tuple[Text, int]], dense: int, scene: Scene) -> HashedTexts | None:
-    """The texts that `lsh` sorts into chunks, where that is cheaper than `dense` scores; None for what it does not sort."""
-    planned = pattern.rounds * sum(text.length * min(text.length, 2 * pattern.chunk) for text, _ in rows)
-    if not pattern.chunked or planned * COST_OF_A_PLANNED_SCORE >= dense:
-        return None
+def hash_texts(rows: list[tuple[Text, int]], device: torch.device) -> HashedTexts:
+    """The texts that each layer sorts by its hashes, from `Texts.rows`."""
     by_length: dict[int, list[int]] = {}
     for text, first in rows:
         by_length.setdefault(text.length, []).append(first)
-    device = scene.hidden_states.device
     firsts = ((torch.tensor(own, device=device)[:, None], length) for length, own in by_length.items())
     return HashedTexts(tuple(own + torch.arange(length, device=device) for own, length in firsts))
 

@@ -318,18 +318,18 @@ class TransformerXlPositions(nn.Module):
         return torch.stack((self.u, self.v))
 
 
-def distance_scores(query: torch.Tensor, waves: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def distance_scores(query: torch.Tensor, waves: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """The products of queries and projected waves, for each pair its own distance: the "relative shift" of
     arXiv:1901.02860, app. B, for distances in any order.
 
     Args:
-        query: `(B, H, Q, D)`. waves: `(L, H, D)`, of L distances. index: `(B or 1, Q, K)`, below L.
+        query: `(B, H, Q, D)`. waves: `(L, H, D)`, of L distances. numbers: `(B or 1, Q, K)`, below L.
 
     Returns:
         `(B, H, Q, K)`.
     """
     by_distance = torch.matmul(query, waves.permute(1, 2, 0))  # (B, H, Q, L)
-    return by_distance.gather(-1, index[:, None].expand(*query.shape[:2], -1, -1))
+    return by_distance.gather(-1, numbers[:, None].expand(*query.shape[:2], -1, -1))
 
 
 class PositionHooks(NamedTuple):

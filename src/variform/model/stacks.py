@@ -145,6 +145,11 @@ class TransformerStack:
                 "`past_key_values` is given, but `attention_patterns` sort whole texts (`lsh` with `chunked=true`), of which a "
                 "cache would hold a part: pass `use_cache=False`, or build the form with `chunked=false`."
             )
+        if is_pair_cache(past_key_values) and any(past_key_values.cross_attention_cache.is_sliding):
+            raise ValueError(
+                "`past_key_values.cross_attention_cache` has layers that slide, which would forget the first tokens of the "
+                "source: make it by `DynamicCache()`, without a config."
+            )
         has_memory = self.config.memory_length > 0 and cache is not None
         if has_memory:
             check_memory(cache, self.config, len(inputs_embeds))

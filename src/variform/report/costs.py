@@ -186,9 +186,15 @@ def cache_elements(config: PreTrainedConfig) -> tuple[int, int, int]:
     stack = stacks_of(config).get("decoder")
     if stack is None:
         return 0, 0, 0
+    if stack.sorts_texts:
+        return 0, 0, 0  # no cache serves texts that are sorted anew with each token
     keys_and_values = 2 * stack.num_key_value_heads * stack.head_dim
-    # A memory holds a layer's inputs in place of keys and values
-    a_layer = stack.hidden_size if stack.memory_length > 0 else keys_and_values
     every_layer, full_layers = stack.num_hidden_layers, stack.layer_types.count("full_attention")
     source = keys_and_values * every_layer * config.is_encoder_decoder
-    return a_layer * every_layer, a_layer * full_layers, source
+    if stack.memory_length > 0:
+        # A memory holds a layer's inputs in place of keys and values
+        return stack.hidden_size * every_layer, stack.hidden_size * full_layers, source
+    # Where a key is its token's query, each head has its own, and values beside it
+    hashed = sum(isinstance(stack.pattern_of(layer_idx), Lsh) for layer_idx in range(every_layer))
+    more = hashed * 2 * (stack.num_attention_heads - stack.num_key_value_heads) * stack.head_dim
+    return keys_and_values * every_layer + more, keys_and_values * full_layers + more, source

@@ -79,6 +79,7 @@ def describe_stack(config: PreTrainedConfig, source_size: int | None = None) -> 
     )
     words["residuals"] = joined(
         config.parallel_residual and "attention and feed-forward in parallel",
+        config.residual_streams == 2 and "two streams: attention adds to one, the feed-forward to the other",
         config.layer_scale_init is not None and f"branches scaled, from {config.layer_scale_init:g}",
     )
     rates = [("hidden", config.hidden_dropout), ("attention", config.attention_dropout)]
@@ -188,6 +189,7 @@ def positions(config: PreTrainedConfig) -> str:
     words = {
         "none": "none",
         "learned": f"learned, one vector for each of {longest}",
+        "axial": f"learned, of tables of {both(config.axial_shape)} vectors, {both(config.axial_dims)} wide",
         "sinusoidal": f"sinusoidal, {config.sinusoidal_layout}, {config.sinusoidal_exponent}",
         "relative_bias": f"a learned bias for each of {config.relative_attention_num_buckets} buckets of distances, up to "
         f"{config.relative_attention_max_distance} (T5)",
@@ -199,6 +201,10 @@ def positions(config: PreTrainedConfig) -> str:
     return joined(
         words or rope(config), offset, config.position_embedding_type != "learned" and f"made for {longest} tokens"
     )
+
+
+def both(numbers: list[int] | None) -> str:
+    return " and ".join(f"{number:,}" for number in numbers or [])
 
 
 def rope(config: PreTrainedConfig) -> str:

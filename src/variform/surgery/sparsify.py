@@ -21,8 +21,8 @@ from ..report.form import rope as rope_in_words
 logger = logging.get_logger(__name__)
 
 ROPE_SCALINGS = ("dynamic", "linear", "yarn")
-# The table of learned positions, in every stack
-POSITIONS = "embeddings.positions.weight"
+# The table of learned positions, in every stack, and that of axial ones whose rows count the others through
+POSITIONS = ("embeddings.positions.weight", "embeddings.positions.rows")
 # A projection for global tokens, beside the one for all
 GLOBAL = re.compile(r"_global\.(weight|bias)$")
 SHOWN = 8  # names in a message
@@ -168,6 +168,9 @@ def reshape_stack(
         f"`{prefix}max_position_embeddings={length}` is below the original's {trained}, and no position is taken away: give "
         "at least as many, or leave it out.",
     )
+    if stack.position_embedding_type == "axial":
+        rows, columns = stack.axial_shape
+        return {"axial_shape": [max(rows, math.ceil(length / columns)), columns], **wanted}
     if stack.position_embedding_type != "rope":
         return dict(wanted)
     if "rope_parameters" in wanted:
@@ -315,7 +318,7 @@ def rebuild(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel
         value = source.clone()
         if name.endswith(POSITIONS):
             table: Any = result.get_submodule(name.rpartition(".")[0])
-            value = repeat_positions(source, len(target), table.offset)
+            value = repeat_positions(source, len(target), getattr(table, "offset", 0))
         refuse(
             value.shape != target.shape,
             f"'{name}' has the shape {tuple(source.shape)}, but the form wants {tuple(target.shape)}.",
@@ -388,8 +391,7 @@ def largest_full_length(before: PreTrainedConfig, after: PreTrainedConfig) -> fl
 def equal_up_to(before: PreTrainedConfig, after: PreTrainedConfig) -> float:
     """The longest input on which two stacks of the same weights compute the same; inf for all that the first one takes."""
     longest = min(largest_full_length(before, after), same_rotation(before, after))
-    is_limited = before.position_embedding_type == "learned"
-    return math.inf if is_limited and longest >= before.max_position_embeddings else longest
+    return math.inf if longest >= (before.longest_table or math.inf) else longest
 
 
 def compare(model: PreTrainedModel, result: PreTrainedModel, lengths: Mapping[str, int]) -> Statement:
@@ -412,7 +414,7 @@ def compare(model: PreTrainedModel, result: PreTrainedModel, lengths: Mapping[st
             kept.append(f"{subject}{stays}: dynamic scaling begins there, and longer inputs run.")
         if lengths[side] > before.max_position_embeddings and same_rotation(before, after) == math.inf:
             is_near = farthest(after) < before.max_position_embeddings
-            if is_near and before.position_embedding_type not in ("learned", "sinusoidal"):
+            if is_near and before.position_embedding_type not in ("learned", "axial", "sinusoidal"):
                 kept.append(
                     f"{subject}layers look no farther than {farthest(after):,} tokens: no distance is new to them."
                 )
@@ -437,6 +439,7 @@ def untrained(before: PreTrainedConfig, length: int) -> str:
     trained = before.max_position_embeddings
     distances = f"distances of {trained:,} tokens and more were never trained"
     return {
+        "axial": f"positions {before.longest_table or 0:,} and more repeat those from 0 on, and were never trained.",
         "learned": f"positions {trained:,} to {length - 1:,} repeat those from 0 on, and were never trained.",
         "sinusoidal": f"positions {trained:,} to {length - 1:,} were never trained.",
         "rope": f"{distances}: `rope_scaling` or `rope_parameters` can bring them near to those that were.",
