@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from variform.model import block_attention as kernel
+from variform.model import block_plan
 from variform.model.attention import eager_attention
 from variform.model.block_attention import block_attention
 from variform.model.block_plan import (
@@ -395,39 +396,43 @@ def counted_keys(orders: torch.Tensor, chunk: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("length", [1, 15, 16, 30, 70, 128])
 @pytest.mark.parametrize("rounds", [1, 3])
-@pytest.mark.parametrize("seen", ["all", "past", "real past"])
-def test_sorted_chunks(length, rounds, seen):
+@pytest.mark.parametrize("seen", ["others", "past", "real past"])
+@pytest.mark.parametrize("rows_at_once", [1, 40, 4096])
+def test_sorted_chunks(length, rounds, seen, rows_at_once, monkeypatch):
     """Reformer: each batch and head sorts its tokens in its own way, a number of times."""
+    monkeypatch.setattr(block_plan, "SORTED_ROWS_ON_CPU", rows_at_once)
     num_sequences, chunk, places = 6, 16, torch.arange(length)
     orders = torch.rand(rounds, num_sequences, length).argsort(-1)
-    real = torch.randint(1, length + 1, (num_sequences, 1, 1, 1))
-
-    def is_seen(query_places, key_places):
-        return (key_places <= query_places) & ((key_places < real) | (seen == "past"))
-
-    plan = make_sorted_plan(orders, chunk_tiles(length, chunk), None if seen == "all" else is_seen)
+    real = torch.randint(1, length + 1, (num_sequences, 1))
+    past = torch.minimum(places + 1, real) if seen == "real past" else (places + 1).expand(num_sequences, -1)
+    plan = make_sorted_plan(orders, chunk_tiles(length, chunk), ends=None if seen == "others" else past)
     states = draw(num_sequences * length, 1, 1)
     output = block_attention(*states.values(), plan, scaling=SCALING)
-    counts = counted_keys(orders, chunk)
-    if seen != "all":
-        counts = counts * is_seen(places[None, None, :, None], places[None, None, None, :])[:, 0]
-    masks = [(number * length, own.double().log()[None]) for number, own in enumerate(counts)]
-    compare(states, output, reference(states, masks))
-
-
-def test_what_is_added_in_sorted_chunks():
-    """Such as Reformer's penalty for a token that looks at itself."""
-    orders = torch.rand(1, 2, 40).argsort(-1)
-
-    def penalty(query_places, key_places):
-        return torch.where(query_places == key_places, -1e5, 0.0)
-
-    states = draw(80, 1, 1)
-    output = block_attention(*states.values(), make_sorted_plan(orders, chunk_tiles(40, 8), penalty), scaling=SCALING)
+    is_seen = places[:, None] != places if seen == "others" else places < past[..., None]
     masks = [
-        (40 * n, (own.double().log() - 1e5 * torch.eye(40))[None]) for n, own in enumerate(counted_keys(orders, 8))
+        (number * length, own.double().log()[None]) for number, own in enumerate(counted_keys(orders, chunk) * is_seen)
     ]
     compare(states, output, reference(states, masks))
+
+
+def test_sorted_chunks_in_any_way():
+    """Spelled out, with dropped weights, a cap and sinks, in half precision."""
+    orders, length = torch.rand(2, 3, 50).argsort(-1), 50
+    plan = make_sorted_plan(orders, chunk_tiles(length, 8))
+    counts = counted_keys(orders, 8) * ~torch.eye(length, dtype=torch.bool)
+    masks = [(number * length, own.double().log()[None]) for number, own in enumerate(counts)]
+    sinks = torch.randn(1, requires_grad=True)
+    states = {**draw(3 * length, 1, 1), "sinks": sinks}
+    output = block_attention(*list(states.values())[:3], plan, scaling=SCALING, softcap=0.7, sinks=sinks)
+    compare(states, output, reference(states, masks, softcap=0.7, s_aux=sinks))
+    states = draw(3 * length, 1, 1, dtype=torch.bfloat16)
+    compare(states, block_attention(*states.values(), plan, scaling=SCALING), reference(states, masks), tolerance=1e-2)
+    states = draw(3 * length, 1, 1, dtype=torch.float64)
+
+    def run(query, key, value):
+        return drop(plan, {"query": query, "key": key, "value": value}, 1)
+
+    torch.autograd.gradcheck(run, tuple(states.values()), fast_mode=True, atol=1e-4)
 
 
 def test_tiles_inside_a_window_are_one_group_of_views():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .block_plan import BlockPlan, Group
+from .block_plan import BlockPlan, Group, Places, Sorted
 
 # Elements of the keys of one call: on a CPU they are to stay in its cache, an accelerator is to be kept busy
 ELEMENTS_ON_CPU, ELEMENTS_ELSEWHERE = 2**19, 2**24
@@ -97,7 +97,7 @@ def block_attention(
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     sharing = query.shape[1] // key.shape[1]
-    if sharing > 1 and any(is_apart(group.heads, sharing) for groups in plan.rounds for group in groups):
+    if sharing > 1 and any(is_apart(group.heads, sharing) for group in plain_groups(plan)):
         key, value = (states.repeat_interleave(sharing, dim=1) for states in (key, value))
     query, key, value = pack(query), pack(key), pack(value)
     if bias is not None:
@@ -140,10 +140,7 @@ class BlockAttention(torch.autograd.Function):
         states, total, grad = States(query, key, value, bias), Attended(*attended), pack(grad)
         go_back = go_back_fused if ctx.is_fused else go_back_explicitly
         generator = torch.Generator(query.device).manual_seed(ctx.seed)
-        learned = (query, key, value, bias if ctx.needs_input_grad[3] else None)
-        sums = States._make(
-            None if part is None else torch.zeros_like(part, dtype=widen(part.dtype)) for part in learned
-        )
+        sums = zero_sums(states._replace(bias=bias if ctx.needs_input_grad[3] else None))
         with torch.autocast(query.device.type, enabled=False):
             for groups in ctx.plan.rounds:
                 for call in calls(groups, key):
@@ -156,17 +153,43 @@ class BlockAttention(torch.autograd.Function):
         return *gradients, d_sinks, None, None, None
 
 
-def go_forward(call: Group, states: States, found: Attended, attend: Callable, scoring: Scoring, generator) -> None:
+def go_forward(
+    call: Group | Sorted, states: States, found: Attended, attend: Callable, scoring: Scoring, generator
+) -> None:
     """Computes one call and writes what it finds into the rows."""
+    if isinstance(call, Sorted):
+        of_places = sort_states(call, states)
+        found_there = nothing_attended(of_places.query, found.output.dtype)
+        for own_call in calls(call.groups, of_places.key):
+            go_forward(own_call, of_places, found_there, attend, scoring, generator)
+        for rows, values in zip(found, found_there):
+            rows.index_copy_(0, call.query.flatten(), values.flatten(0, 1)[:, None])
+        return
     attended = attend(take_inputs(call, states.of(call.heads), scoring, generator), scoring)
     for rows, values in zip(found, attended):
         call.query.put(rows[:, call.heads], values)
 
 
 def go_backward(
-    call: Group, states: States, total: Attended, grad, sums: States, go_back: Callable, scoring: Scoring, generator
+    call: Group | Sorted,
+    states: States,
+    total: Attended,
+    grad,
+    sums: States,
+    go_back: Callable,
+    scoring: Scoring,
+    generator,
 ) -> None:
     """Computes the gradients of one call and adds them to their sums."""
+    if isinstance(call, Sorted):
+        of_places = sort_states(call, states)
+        output, log_sum, grad = (sort_rows(rows, call.query) for rows in (*total, grad))
+        sums_there = zero_sums(of_places)
+        for own_call in calls(call.groups, of_places.key):
+            go_backward(own_call, of_places, Attended(output, log_sum), grad, sums_there, go_back, scoring, generator)
+        for rows, part, values in zip((call.query, call.key, call.key), sums, sums_there):
+            part.index_add_(0, rows.flatten(), values.flatten(0, 1)[:, None])
+        return
     inputs = take_inputs(call, states.of(call.heads), scoring, generator)
     output, log_sum, grad = (call.query.take(rows[:, call.heads]) for rows in (*total, grad))
     dtype = inputs.query.dtype
@@ -177,6 +200,22 @@ def go_backward(
     call.key.add(own_sums.value, own.value)
     if own_sums.bias is not None and own.mask is not None:
         add_to_bias(own_sums.bias, call, own.mask)
+
+
+def sort_states(call: Sorted, states: States) -> States:
+    """The states of the call's sequences, side by side in sorted order, in place of heads."""
+    query, key, value = states.query, states.key, states.value
+    return States(sort_rows(query, call.query), sort_rows(key, call.key), sort_rows(value, call.key), None)
+
+
+def sort_rows(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`(N, 1, D)` -> `(n, S, D)`."""
+    return states[:, 0].index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+def zero_sums(states: States) -> States:
+    """Nothing yet, of the gradients of states."""
+    return States._make(None if part is None else torch.zeros_like(part, dtype=widen(part.dtype)) for part in states)
 
 
 def widen(dtype: torch.dtype) -> torch.dtype:
@@ -202,15 +241,23 @@ def merge(first: Attended, second: Attended) -> Attended:
     return Attended(output, log_sum)
 
 
+def plain_groups(plan: BlockPlan) -> Iterator[Group]:
+    """The groups whose heads are those of the rows."""
+    return (group for groups in plan.rounds for group in groups if isinstance(group, Group))
+
+
 def is_apart(heads: slice, sharing: int) -> bool:
     """Whether heads are other than neighbouring whole groups of `sharing` heads that share keys."""
     return heads.step > 1 or heads.start % sharing != 0 or heads.stop % sharing != 0
 
 
-def calls(groups: tuple[Group, ...], key: torch.Tensor) -> Iterator[Group]:
+def calls(groups: tuple[Group | Sorted, ...], key: torch.Tensor) -> Iterator[Group | Sorted]:
     """The groups in pieces of a size that suits the device."""
     elements = ELEMENTS_ON_CPU if key.device.type == "cpu" else ELEMENTS_ELSEWHERE
     for group in groups:
+        if isinstance(group, Sorted):
+            yield group
+            continue
         yield from group.cut(max(1, round(elements / (group.key.length * key.shape[1] * key.shape[2]))))
 
 
@@ -231,9 +278,13 @@ def take_inputs(call: Group, states: States, scoring: Scoring, generator: torch.
 def additive_mask(call: Group, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
     """`(1 or T, 1 or H, Q, K)`, what is added to the scores; of their dtype, since the fused kernel misreads any other."""
     mask = call.mask
-    if mask is not None and mask.dtype == torch.bool:
+    if isinstance(mask, Places):
+        mask = mask.seen()
+    elif mask is not None and mask.dtype == torch.bool:
+        mask = mask.to(dtype)
+    if mask is not None and mask is not call.mask:
         # 1 - 1 / 1 is 0 and 1 - 1 / 0 is -inf: several times as fast as to fill what is hidden
-        mask = mask.to(dtype).reciprocal_().neg_().add_(1)
+        mask = mask.reciprocal_().neg_().add_(1)
     if bias is not None:
         columns = bias_columns(call, bias)
         biases = bias.index_select(1, columns.flatten()).unflatten(1, columns.shape).transpose(0, 1)

@@ -8,6 +8,7 @@ Legend: N rows, H heads, T tiles of a group, Q queries and K keys of a tile, S s
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -21,6 +22,8 @@ PAIRS_AT_ONCE = 2**18
 PAIRS_OF_A_TILE = 2**20
 # Pairs of a group that is worth a call of its own, at least
 PAIRS_OF_A_CALL = 2**14
+# Rows that are sorted at once, at most: what is computed from them is to stay in a processor's cache
+SORTED_ROWS_ON_CPU = 2**12
 
 
 class Rows(NamedTuple):
@@ -112,13 +115,29 @@ class Rows(NamedTuple):
                 layer.take(states).add_(values[:, :, first:end])
 
 
+class Places(NamedTuple):
+    """What hides, of tokens in an order of their own: a mask that each call makes for itself, in its cache.
+
+    In float32, which is exact below 2**24 and faster to compare than whole numbers.
+    """
+
+    query: torch.Tensor  # (T, H, Q, 1): before which place a query's keys lie; or its own, and it sees all others
+    key: torch.Tensor  # (T, H, 1, K)
+    is_causal: bool
+
+    def seen(self) -> torch.Tensor:
+        """`(T, H, Q, K)`: 1 where seen, 0 where hidden."""
+        ahead = self.query - self.key
+        return (ahead if self.is_causal else ahead.abs_()).clamp_(0, 1)
+
+
 class Group(NamedTuple):
     """Tiles that are computed together: the queries of each attend to its keys, where the mask lets them."""
 
     query: Rows
     key: Rows
     # (1 or T, 1, Q, K): boolean, True is seen, or what is added to the scores; None where all is seen
-    mask: torch.Tensor | None
+    mask: torch.Tensor | Places | None
     heads: slice = slice(0, 1)
 
     def pairs(self) -> int:
@@ -128,15 +147,30 @@ class Group(NamedTuple):
     def cut(self, size: int) -> Iterator["Group"]:
         """The group in pieces of up to `size` tiles."""
         for first, end in split(0, self.query.tiles, size):
-            mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[first:end]
+            mask = self.mask
+            if isinstance(mask, Places):
+                mask = Places(mask.query[first:end], mask.key[first:end], mask.is_causal)
+            elif mask is not None and len(mask) > 1:
+                mask = mask[first:end]
             yield self._replace(query=self.query.cut(first, end), key=self.key.cut(first, end), mask=mask)
+
+
+class Sorted(NamedTuple):
+    """Sequences of rows of one head, each in an order of its own: read side by side, they are the heads of plain groups.
+
+    The rows are read and written once, however many of the groups' tiles share them.
+    """
+
+    query: torch.Tensor  # (n, S): the row at each place of each sequence
+    key: torch.Tensor  # (m, S)
+    groups: tuple[Group, ...]  # their rows are places, their heads sequences
 
 
 class BlockPlan(NamedTuple):
     """What `block_attention` computes; tensors and numbers alone, so that it travels like any argument of a layer."""
 
     # A head has each query at most once in a round; the rounds' softmax sums are added
-    rounds: tuple[tuple[Group, ...], ...]
+    rounds: tuple[tuple[Group | Sorted, ...], ...]
     # (2 * longest - 1,): the column of the bias table for each distance, key minus query, from 1 - longest on
     columns: torch.Tensor | None = None
 
@@ -180,8 +214,8 @@ def make_plan(
 def make_sorted_plan(
     orders: torch.Tensor,
     tiles: list[Tile],
-    mask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     key_orders: torch.Tensor | None = None,
+    ends: torch.Tensor | None = None,
 ) -> BlockPlan:
     """The plan of sequences of one length that are sorted each in its own way: with Reformer's hashes, one a batch and head.
 
@@ -189,26 +223,56 @@ def make_sorted_plan(
         orders: `(rounds, S, n)` int64, the places of each sequence in sorted order. Place p of sequence s is row `s * n + p`,
             of one head. A pair that is seen in several rounds counts as often.
         tiles: in sorted order, the same for all sequences.
-        mask: `(S, T, Q, 1)` and `(S, T, 1, K)` int32 places of queries and keys -> what is seen, boolean, or what is added
-            to the scores; None where all is seen.
         key_orders: `(rounds, S, m)`, the same for the keys of the tiles, in which a place may stand twice; default: `orders`.
+        ends: `(S, n)`, of its tile's keys a token sees those that lie before this place; default: all but itself.
     """
     num_sequences, length = orders.shape[1:]
     key_orders = orders if key_orders is None else key_orders
-    first_rows = torch.arange(num_sequences, device=orders.device)[:, None, None] * length
-    ranges = (([queries], keys) for queries, keys in tiles)
-    in_order = list(by_shape(ranges, torch.arange(key_orders.shape[-1], device=orders.device)))
+    rows_at_once = SORTED_ROWS_ON_CPU if orders.device.type == "cpu" else math.inf
+    at_once = max(1, int(min(num_sequences, rows_at_once // length)))
+    pieces = list(pieces_of_tiles(tiles, rows_at_once))
     rounds = []
     for order, key_order in zip(orders, key_orders):
-        groups = []
-        for of_queries, of_keys in in_order:
-            queries, keys = order[:, of_queries], key_order[:, of_keys]  # (S, T, Q) and (S, T, K) places
-            seen = None if mask is None else mask(queries.int()[..., None], keys.int()[..., None, :])
-            of_rows, of_key_rows = ((places + first_rows).flatten(0, 1) for places in (queries, keys))
-            seen = None if seen is None else seen.flatten(0, 1)[:, None]
-            groups.append(Group(Rows.listing(of_rows), Rows.listing(of_key_rows), seen))
-        rounds.append(tuple(groups))
+        order_ends = order if ends is None else ends.gather(1, order)
+        found = []
+        for first, end in split(0, num_sequences, at_once):
+            sequences = slice(first, end)
+            first_rows = torch.arange(first, end, device=orders.device) * length
+            for queries, keys, groups in pieces:
+                own, own_keys = order[sequences, slice(*queries)].T, key_order[sequences, slice(*keys)].T
+                own_ends = order_ends[sequences, slice(*queries)].T
+                masked = (hide(group, own_ends, own_keys, is_causal=ends is not None) for group in groups)
+                found.append(Sorted(own + first_rows, own_keys + first_rows, tuple(masked)))
+        rounds.append(tuple(found))
     return BlockPlan(tuple(rounds))
+
+
+def pieces_of_tiles(tiles: list[Tile], rows_at_once: float) -> Iterator[tuple[Range, Range, list[Group]]]:
+    """Neighbouring tiles with up to so many queries together: the ranges of their queries and keys, and groups of places
+    that are counted from the beginnings of those."""
+    first = 0
+    while first < len(tiles):
+        end, start = first + 1, tiles[first].queries[0]
+        while end < len(tiles) and tiles[end].queries[1] - start <= rows_at_once:
+            end += 1
+        own, first = tiles[first:end], end
+        ranges = union([span for tile in own for span in tile.keys])
+        queries, keys = (start, own[-1].queries[1]), (ranges[0][0], ranges[-1][1])
+        places = torch.arange(max(queries[1] - queries[0], keys[1] - keys[0]))
+        moved = (
+            ([(a - queries[0], b - queries[0])], [(c - keys[0], d - keys[0]) for c, d in of_keys])
+            for (a, b), of_keys in own
+        )
+        yield queries, keys, [Group(Rows.of(q), Rows.of(k), None) for q, k in by_shape(moved, places)]
+
+
+def hide(group: Group, ends: torch.Tensor, places: torch.Tensor, is_causal: bool) -> Group:
+    """A group of sorted tiles with its mask: `(n, S)` ends of queries and `(m, S)` places of keys, as `Places` has them."""
+    of_queries, of_keys = (
+        rows.take(side.float()[..., None]) for rows, side in ((group.query, ends), (group.key, places))
+    )
+    mask = Places(of_queries, of_keys.transpose(-1, -2), is_causal)
+    return group._replace(mask=mask, heads=slice(0, ends.shape[1]))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -14,6 +14,8 @@ from .block_plan import BlockPlan, make_sorted_plan
 from .patterns import Lsh, Tile, scramble, split
 
 KEY_EPS = 1e-6
+# As many as the fused kernel takes at a time
+QUERIES_OF_A_CAUSAL_TILE = 32
 
 
 class HashedTexts(NamedTuple):
@@ -56,7 +58,9 @@ def hash_keys(key: torch.Tensor, pattern: Lsh, layer_idx: int) -> torch.Tensor:
     products = (key @ directions.flatten(2)).unflatten(-1, directions.shape[2:]).transpose(2, 3)
     buckets, total = torch.zeros_like(products[..., 0], dtype=torch.long), 1
     for factor, own in zip(pattern.factors, products.split([factor // 2 for factor in pattern.factors], dim=-1)):
-        buckets = buckets + total * torch.cat((own, -own), dim=-1).argmax(-1)
+        nearest = own.abs().argmax(-1, keepdim=True)
+        is_opposite = own.gather(-1, nearest) < 0
+        buckets = buckets + total * (nearest + factor // 2 * is_opposite).squeeze(-1)
         total *= factor
     return buckets
 
@@ -151,27 +155,34 @@ def plan_chunks(key: torch.Tensor, pattern: Lsh, layer_idx: int, is_causal: bool
     length, chunk = key.shape[2], pattern.chunk
     # (R, T * H, n): the places of each text and head in sorted order
     orders = hash_keys(key, pattern, layer_idx).argsort(stable=True).flatten(0, 1).transpose(0, 1)
+    if is_causal:
+        orders = sort_chunks(orders, chunk)
     # In front of each round stands the last chunk of the round before
     ahead = (length - 1) % chunk + 1 if length > chunk else 0
     key_orders = torch.cat((orders.roll(1, 0)[..., length - ahead :], orders), dim=-1)
-    tiles = [Tile((a, b), [(max(0, a + ahead - chunk), b + ahead)]) for a, b in split(0, length, chunk)]
-    is_alone = find_alone(orders, chunk, is_causal)
+    tiles = [
+        Tile((a, b), [(max(0, start + ahead - chunk), (b if is_causal else end) + ahead)])
+        for start, end in split(0, length, chunk)
+        for a, b in split(start, end, QUERIES_OF_A_CAUSAL_TILE if is_causal else chunk)
+    ]
+    ends = None
+    if is_causal or length == 1:
+        # A token sees what is before it, or itself where it meets nothing of that
+        ends = torch.arange(length, device=key.device) + find_alone(orders, chunk)
+    return make_sorted_plan(orders, tiles, key_orders, ends)
 
-    def is_seen(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        sees_itself = is_alone.gather(1, queries.flatten(1).long()).view_as(queries)
-        seen = (queries != keys) | sees_itself
-        return seen & (keys <= queries) if is_causal else seen
 
-    return make_sorted_plan(orders, tiles, is_seen, key_orders)
+def sort_chunks(orders: torch.Tensor, chunk: int) -> torch.Tensor:
+    """The same chunks, each in rising order: the first queries of a causal chunk need not meet its last keys."""
+    whole = orders.shape[-1] // chunk * chunk
+    chunks = orders[..., :whole].unflatten(-1, (-1, chunk)).sort(-1).values.flatten(-2)
+    return torch.cat((chunks, orders[..., whole:].sort(-1).values), dim=-1)
 
 
-def find_alone(orders: torch.Tensor, chunk: int, is_causal: bool) -> torch.Tensor:
-    """`(T * H, n)`: the tokens that meet no other that they may see, in any round. Args: orders: as in `plan_chunks`."""
+def find_alone(orders: torch.Tensor, chunk: int) -> torch.Tensor:
+    """`(T * H, n)`: the tokens that meet no earlier one, in any round. Args: orders: as in `plan_chunks`, chunks in order."""
     length = orders.shape[-1]
-    if not is_causal:
-        return torch.full(orders.shape[1:], length == 1, device=orders.device)
-    filled = torch.nn.functional.pad(orders, (0, -length % chunk), value=length)
-    firsts = filled.unflatten(-1, (-1, chunk)).amin(-1)  # the earliest token of each chunk
+    firsts = orders[..., ::chunk]  # the earliest token of each chunk
     before = torch.cat((firsts.roll(1, 0)[..., -1:], firsts[..., :-1]), dim=-1)
     met = torch.minimum(firsts, before).repeat_interleave(chunk, dim=-1)[..., :length]
     earliest = torch.empty_like(orders).scatter(-1, orders, met)
