@@ -17,9 +17,9 @@ ROOT = PACKAGE.parents[1]
 LAYERS = [
     "patterns",
     "configuration_variform",
-    "norms positions losses",
-    "feed_forward embeddings block_plan",
-    "block_attention",
+    "norms positions losses outputs",
+    "feed_forward embeddings block_plan expert_kernel",
+    "block_attention moe",
     "lsh",
     "attention",
     "masks layers",

@@ -264,8 +264,8 @@ def test_an_unknown_key_of_a_pair_is_refused():
 
 
 def test_a_key_of_a_newer_release_names_the_release():
-    with pytest.raises(ValueError, match=r"`num_experts`.*pip install 'variform>=99.0.0'"):
-        VariformDecoderConfig(num_experts=4, variform_version="99.0.0")
+    with pytest.raises(ValueError, match=r"`num_memory_tokens`.*pip install 'variform>=99.0.0'"):
+        VariformDecoderConfig(num_memory_tokens=4, variform_version="99.0.0")
 
 
 @pytest.mark.parametrize(

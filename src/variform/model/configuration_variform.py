@@ -22,6 +22,7 @@ PositionEmbeddingType = Literal[
 ]
 NormType = Literal["layer_norm", "rms_norm"]
 NormPlacement = Literal["pre", "post", "sandwich", "reordered"]
+RouterType = Literal["softmax_topk", "switch", "sigmoid_bias", "expert_choice"]
 Pooling = Literal["first", "mean", "last"]
 Number = int | float
 
@@ -64,6 +65,7 @@ PLATFORM_KEYS = frozenset(
         "num_labels",
         "torch_dtype",
         "output_attentions",
+        "output_router_logits",
         "attn_implementation",
         "experts_implementation",
         "per_layer_config",
@@ -156,6 +158,11 @@ def version_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
 
 
+def default_balance_coef(num_experts: int, router_type: str) -> float:
+    """Of the balance loss: routers with a bias, and experts that choose, are even without it."""
+    return 0.01 if num_experts > 0 and router_type in ("softmax_topk", "switch") else 0.0
+
+
 @checked
 class VariformStackConfig(VariformBaseConfig):
     r"""
@@ -215,6 +222,25 @@ class VariformStackConfig(VariformBaseConfig):
             and attends to as well (Transformer-XL); 0 for none. They travel as past_key_values, in place of keys and values.
     Feed-forward:
         hidden_act: any activation of transformers' ACT2FN. gated_mlp: GLU variant. mlp_bias: biases.
+    Experts:
+        num_experts: networks among which each token of a sparse layer chooses; 0 for none.
+        mlp_layer_types: "dense" or "sparse" for each layer; a shorter list is tiled. Default: all sparse if there are experts.
+        num_experts_per_tok: how many a token uses (with expert_choice, on average). Default: 2; 1 for switch.
+        moe_intermediate_size: inner width of an expert. Default: intermediate_size.
+        num_shared_experts: experts that all tokens use besides. shared_expert_gate: a sigmoid gate on their sum (Qwen2-MoE).
+        router_type: softmax_topk (Mixtral); switch (one expert, of limited capacity, weighted by its softmax score);
+            sigmoid_bias (DeepSeek-V3: a bias for choosing only); expert_choice (each expert takes its best tokens; encoders).
+        norm_topk_prob: the weights of a token's experts add up to 1. Default: where it has several.
+        routed_scaling_factor: factor on the weights.
+        n_group, topk_group: sigmoid_bias chooses within the topk_group best of n_group groups of experts.
+        router_bias_update_rate: step of that bias towards an even load, after each optimizer step.
+        router_jitter_noise: in training, the router (not the experts) reads its input times 1 +- this much.
+        expert_capacity_factor: an expert takes at most this many times its even share of a sequence's real tokens, the first
+            ones; others pass by on the residual. Default: no limit; 1.25 for switch. expert_capacity: the same as a number.
+        expert_capacity_in_eval: a decoder has the limit in evaluation as well, and then no cache (encoders always have it).
+        router_aux_loss_coef: of the balance loss, in training. Default: 0.01; 0 where routers balance otherwise.
+        router_z_loss_coef: of the mean squared logsumexp of router logits, in training.
+        experts_layout: "fused" (one tensor a projection) or "modulelist" (one nn.Linear an expert, for LoRA and quantizers).
     Heads:
         lm_head_transform: dense, activation and norm before the language-model head (BERT). lm_head_bias: a bias a token.
         logit_scale: factor on the logits (T5 v1.0: hidden_size ** -0.5). final_logit_softcapping: Gemma 2.
@@ -290,6 +316,26 @@ class VariformStackConfig(VariformBaseConfig):
     gated_mlp: bool = True
     mlp_bias: bool = False
 
+    num_experts: int = 0
+    mlp_layer_types: list[str] | None = None
+    num_experts_per_tok: int | None = None
+    moe_intermediate_size: int | None = None
+    num_shared_experts: int = 0
+    shared_expert_gate: bool = False
+    router_type: RouterType = "softmax_topk"
+    norm_topk_prob: bool | None = None
+    routed_scaling_factor: Number = 1.0
+    n_group: int = 1
+    topk_group: int = 1
+    router_bias_update_rate: Number = 0.001
+    router_jitter_noise: Number = 0.0
+    expert_capacity_factor: Number | None = None
+    expert_capacity: int | None = None
+    expert_capacity_in_eval: bool = False
+    router_aux_loss_coef: Number | None = None
+    router_z_loss_coef: Number = 0.0
+    experts_layout: Literal["fused", "modulelist"] = "fused"
+
     lm_head_transform: bool = False
     lm_head_bias: bool = False
     logit_scale: Number = 1.0
@@ -335,12 +381,38 @@ class VariformStackConfig(VariformBaseConfig):
         refuse(not self.attention_patterns, "`attention_patterns=[]` is empty: name at least one, such as 'full'.")
         self.attention_patterns = [parse(spec).to_dict() for spec in self.attention_patterns]
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
+        self._set_experts()
         self._check_memory()
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None
         self._check_choices()
         self._check_combinations()
+
+    def _set_experts(self) -> None:
+        """What follows from the number of experts and the router, where it is not given."""
+        is_switch = self.router_type == "switch"
+        if self.router_aux_loss_coef is None:
+            self.router_aux_loss_coef = default_balance_coef(self.num_experts, self.router_type)
+        if self.num_experts_per_tok is None:
+            self.num_experts_per_tok = 1 if is_switch else min(2, max(1, self.num_experts))
+        if self.moe_intermediate_size is None:
+            self.moe_intermediate_size = self.intermediate_size
+        if self.norm_topk_prob is None:
+            self.norm_topk_prob = self.num_experts_per_tok > 1 and self.router_type in ("softmax_topk", "sigmoid_bias")
+        if is_switch and self.expert_capacity is None and self.expert_capacity_factor is None:
+            self.expert_capacity_factor = 1.25
+        if self.mlp_layer_types is None and self.num_experts > 0:
+            self.mlp_layer_types = ["sparse"]
+        if self.mlp_layer_types:
+            # transformers checks that there is one for each layer
+            types = self.mlp_layer_types
+            self.mlp_layer_types = [types[i % len(types)] for i in range(self.num_hidden_layers)]
+
+    def is_sparse_layer(self, layer_idx: int) -> bool:
+        """Whether a layer has experts in place of a feed-forward."""
+        types = self.mlp_layer_types or ["dense"]
+        return types[layer_idx % len(types)] == "sparse"
 
     def _set_axes(self) -> None:
         """The tables of axial positions, where they are not given."""
@@ -525,6 +597,7 @@ class VariformStackConfig(VariformBaseConfig):
             f"`skip_first_norm=True` leaves out a norm that `norm_placement={self.norm_placement!r}` does not have.",
         )
         self._check_streams()
+        self._check_experts()
         for entry in self.attention_patterns:
             parse(entry).check(self.is_causal_stack, self.max_position_embeddings, self.num_attention_heads)
         self._check_sorting()
@@ -620,6 +693,128 @@ class VariformStackConfig(VariformBaseConfig):
             f"(`num_hidden_groups={groups}`); drop one of them.",
         )
 
+    def _check_experts(self) -> None:
+        experts, per_token = self.num_experts, self.num_experts_per_tok
+        refuse(experts < 0, f"`num_experts={experts}` must be 0 (none) or more.")
+        is_sparse = "sparse" in (self.mlp_layer_types or [])
+        refuse(self.mlp_layer_types == [], "`mlp_layer_types=[]` is empty: name 'dense' or 'sparse' for the layers.")
+        for entry in self.mlp_layer_types or []:
+            one_of("mlp_layer_types", entry, ("dense", "sparse"))
+        refuse(
+            experts == 0 and is_sparse,
+            f"`num_experts=0` leaves the sparse layers of `mlp_layer_types={self.mlp_layer_types}` without experts; set it to "
+            "2 or more, or leave them dense.",
+        )
+        refuse(
+            experts > 0 and not is_sparse,
+            f"`num_experts={experts}`, but `mlp_layer_types` has no 'sparse' layer that would have them; name one, or drop it.",
+        )
+        one_of("experts_layout", self.experts_layout, ("fused", "modulelist"))
+        if experts == 0:
+            return
+        refuse(
+            not 1 <= per_token <= experts,
+            f"`num_experts_per_tok={per_token}` must lie between 1 and `num_experts={experts}`.",
+        )
+        refuse(
+            self.moe_intermediate_size < 1, f"`moe_intermediate_size={self.moe_intermediate_size}` must be at least 1."
+        )
+        refuse(
+            self.num_shared_experts < 0, f"`num_shared_experts={self.num_shared_experts}` must be 0 (none) or more."
+        )
+        refuse(
+            self.shared_expert_gate and self.num_shared_experts == 0,
+            "`shared_expert_gate=True` gates shared experts: set `num_shared_experts` to 1 or more, or drop it.",
+        )
+        for name in ("router_aux_loss_coef", "router_z_loss_coef", "router_bias_update_rate"):
+            value = getattr(self, name)
+            refuse(value < 0, f"`{name}={value}` must be 0 (off) or more.")
+        jitter = self.router_jitter_noise
+        refuse(not 0 <= jitter < 1, f"`router_jitter_noise={jitter}` must lie in [0, 1).")
+        self._check_router()
+        self._check_capacity()
+        groups = self.num_hidden_groups or self.num_hidden_layers
+        size = max(1, self.num_hidden_layers // groups)
+        types = [self.is_sparse_layer(i) for i in range(self.num_hidden_layers)]
+        refuse(
+            any(types[i] != types[i // size * size] for i in range(self.num_hidden_layers)),
+            f"`num_hidden_groups={groups}` makes layers share weights that `mlp_layer_types` makes dense here, sparse there; "
+            "give one type to each group.",
+        )
+
+    def _check_router(self) -> None:
+        experts, per_token, router = self.num_experts, self.num_experts_per_tok, self.router_type
+        refuse(
+            router == "expert_choice" and self.is_causal_stack,
+            "`router_type='expert_choice'` lets experts choose among all tokens, later ones too, which a decoder must not see; "
+            "use 'softmax_topk'.",
+        )
+        refuse(
+            router == "switch" and per_token != 1,
+            f"`router_type='switch'` uses one expert a token, got `num_experts_per_tok={per_token}`; set it to 1, or use "
+            "'softmax_topk'.",
+        )
+        is_normalised = bool(self.norm_topk_prob)
+        refuse(
+            is_normalised and router in ("switch", "expert_choice"),
+            f"`norm_topk_prob=True` does not go with `router_type={router!r}`, whose weights are the scores; drop it.",
+        )
+        refuse(
+            is_normalised and per_token == 1 and experts > 1,
+            "`norm_topk_prob=True` makes the weight of `num_experts_per_tok=1` always 1, from which no router can learn; "
+            "set it to False.",
+        )
+        refuse(
+            router == "expert_choice" and self.routed_scaling_factor != 1.0,
+            f"`routed_scaling_factor={self.routed_scaling_factor}` is for routers whose tokens choose; leave it 1.0.",
+        )
+        has_groups = self.n_group != 1 or self.topk_group != 1
+        refuse(
+            has_groups and router != "sigmoid_bias",
+            f"`n_group={self.n_group}` and `topk_group={self.topk_group}` are for `router_type='sigmoid_bias'`; leave them 1.",
+        )
+        refuse(
+            self.n_group < 1 or experts % self.n_group != 0,
+            f"`n_group={self.n_group}` does not divide `num_experts={experts}`.",
+        )
+        refuse(
+            not 1 <= self.topk_group <= self.n_group,
+            f"`topk_group={self.topk_group}` must lie between 1 and `n_group={self.n_group}`.",
+        )
+        within = self.topk_group * experts // self.n_group
+        refuse(
+            per_token > within,
+            f"`num_experts_per_tok={per_token}` is more than the {within} experts of `topk_group={self.topk_group}` groups.",
+        )
+
+    def _check_capacity(self) -> None:
+        factor, capacity = self.expert_capacity_factor, self.expert_capacity
+        refuse(
+            factor is not None and factor <= 0,
+            f"`expert_capacity_factor={factor}` must be above 0; leave it unset for no limit.",
+        )
+        refuse(
+            capacity is not None and capacity < 1,
+            f"`expert_capacity={capacity}` must be at least 1 token; leave it unset for no limit.",
+        )
+        refuse(
+            factor is not None and capacity is not None,
+            f"`expert_capacity_factor={factor}` and `expert_capacity={capacity}` both limit an expert; give one.",
+        )
+        refuse(
+            self.expert_capacity_in_eval and factor is None and capacity is None,
+            "`expert_capacity_in_eval=True`, but there is no capacity; set `expert_capacity_factor`, or drop it.",
+        )
+        refuse(
+            self.expert_capacity_in_eval and not self.is_causal_stack,
+            "`expert_capacity_in_eval=True` is for decoders: encoders have the limit in evaluation anyway; drop it.",
+        )
+        refuse(
+            self.expert_capacity_in_eval and self.use_cache,
+            "`use_cache=True`: with `expert_capacity_in_eval` an expert's room is counted over the whole text, which a cache "
+            "does not hold; set one of them to False.",
+        )
+
     def _check_memory(self) -> None:
         refuse(self.memory_length < 0, f"`memory_length={self.memory_length}` must be 0 (none) or more.")
         refuse(
@@ -692,7 +887,7 @@ class VariformDecoderConfig(VariformStackConfig):
 
 
 # What belongs to the pair, and is refused in `encoder` and `decoder` when it differs from the default
-PAIR_FIELDS = ("label_smoothing", "z_loss_coef", "origin")
+PAIR_FIELDS = ("label_smoothing", "z_loss_coef", "router_z_loss_coef", "origin")
 MIRRORED_FIELDS = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
@@ -706,7 +901,7 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
         pad_token_id, bos_token_id, eos_token_id, decoder_start_token_id: special tokens of the pair.
         tie_word_embeddings: the head uses the decoder's token embeddings.
         tie_encoder_decoder_embeddings: the decoder uses the encoder's token embeddings. Default: when their shapes agree.
-        label_smoothing, z_loss_coef: of the training loss.
+        label_smoothing, z_loss_coef, router_aux_loss_coef, router_z_loss_coef: of the training loss.
         origin: where the weights of both stacks came from, as in `VariformStackConfig`.
 
     `hidden_size vocab_size num_hidden_layers num_attention_heads num_key_value_heads` mirror the decoder's, read-only, where
@@ -731,6 +926,8 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
     tie_encoder_decoder_embeddings: bool | None = None
     label_smoothing: Number = 0.0
     z_loss_coef: Number = 0.0
+    router_aux_loss_coef: Number | None = None
+    router_z_loss_coef: Number = 0.0
     initializer_range: Number = 0.02
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -745,6 +942,9 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
         self.encoder = self._with_pair_ids("encoder", self.encoder)
         self.decoder = self._with_pair_ids("decoder", self.decoder)
         super().__post_init__(**kwargs)
+        if self.router_aux_loss_coef is None:
+            stacks = (self.encoder, self.decoder)
+            self.router_aux_loss_coef = max(default_balance_coef(s.num_experts, s.router_type) for s in stacks)
         self._check_pair()
 
     def _with_pair_ids(self, side: str, stack: Any) -> Any:
@@ -758,6 +958,12 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
                 bool(stack.get(name)),
                 f"`{side}.{name}={stack.get(name)}` belongs to the pair: set `{name}` beside `{side}`, not inside it.",
             )
+        coef = stack.pop("router_aux_loss_coef", None)
+        default = default_balance_coef(stack.get("num_experts", 0), stack.get("router_type", "softmax_topk"))
+        refuse(
+            coef not in (None, default),
+            f"`{side}.router_aux_loss_coef={coef}` belongs to the pair: set it beside `{side}`, not inside it.",
+        )
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             stack[name] = getattr(self, name) if getattr(self, name) is not None else stack.get(name)
         stack.setdefault("use_cache", self.use_cache)
@@ -770,7 +976,9 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
     def _check_pair(self) -> None:
         smoothing = self.label_smoothing
         refuse(not 0 <= smoothing < 1, f"`label_smoothing={smoothing}` is a probability: it must lie in [0, 1).")
-        refuse(self.z_loss_coef < 0, f"`z_loss_coef={self.z_loss_coef}` must be 0 (off) or more.")
+        for name in ("z_loss_coef", "router_aux_loss_coef", "router_z_loss_coef"):
+            value = getattr(self, name)
+            refuse(value < 0, f"`{name}={value}` must be 0 (off) or more.")
         refuse(
             self.use_cache and self.decoder.sorts_texts,
             "`use_cache=True`: the decoder's `attention_patterns` sort the whole text anew with each token, which no cache "

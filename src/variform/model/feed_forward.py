@@ -14,11 +14,12 @@ class FeedForward(nn.Module):
 
     Args:
         config: reads `hidden_size intermediate_size hidden_act gated_mlp mlp_bias activation_dropout`.
+        inner_size: in place of `intermediate_size`, for an expert.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, inner_size: int | None = None):
         super().__init__()
-        hidden_size, inner_size = config.hidden_size, config.intermediate_size
+        hidden_size, inner_size = config.hidden_size, inner_size or config.intermediate_size
         self.gate_proj = nn.Linear(hidden_size, inner_size, bias=config.mlp_bias) if config.gated_mlp else None
         self.up_proj = nn.Linear(hidden_size, inner_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(inner_size, hidden_size, bias=config.mlp_bias)

@@ -7,16 +7,17 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import (
-    MultipleChoiceModelOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
 from transformers.utils import can_return_tuple
 
-from .losses import cross_entropy, linear_cross_entropy, scale_logits
+from .losses import add_router_losses, cross_entropy, linear_cross_entropy, scale_logits
 from .norms import make_norm
+from .outputs import (
+    RoutedMultipleChoiceOutput,
+    RoutedQuestionAnsweringOutput,
+    RoutedSequenceClassifierOutput,
+    RoutedTokenClassifierOutput,
+    mean_losses,
+)
 
 
 def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, how: str) -> torch.Tensor:
@@ -139,6 +140,26 @@ class LanguageModelHead:
         return loss, logits if kept == slice(None) else logits[:, kept]
 
 
+def with_router_losses(
+    loss: torch.Tensor | None, outputs: Any, labels: Any, config, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor | None:
+    """A head's loss and, in training, what the routers of the model below add to it; see `add_router_losses`."""
+    coefficients = (config.router_aux_loss_coef, config.router_z_loss_coef)
+    if loss is None or outputs.router_losses is None or not any(coefficients):
+        return loss
+    return add_router_losses(loss, outputs.router_losses, labels, coefficients, num_items_in_batch)
+
+
+def recorded(outputs: Any) -> dict[str, Any]:
+    """What the output of a head takes over from that of the stack below it."""
+    return {
+        "hidden_states": outputs.hidden_states,
+        "attentions": outputs.attentions,
+        "router_logits": outputs.router_logits,
+        **mean_losses(outputs.router_losses),
+    }
+
+
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, config, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
@@ -226,7 +247,7 @@ class SequenceClassificationHead:
         global_attention_mask: torch.Tensor | None = None,
         prefix_lengths: torch.Tensor | None = None,
         **kwargs,
-    ) -> SequenceClassifierOutput:
+    ) -> RoutedSequenceClassifierOutput:
         """Args: labels: `(batch,)` class ids; floats `(batch,)` for one label, `(batch, num_labels)` for several at once."""
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
@@ -242,9 +263,8 @@ class SequenceClassificationHead:
         )
         logits = self.classifier(pooled_output(outputs, attention_mask, self.config))
         loss = None if labels is None else classification_loss(logits, labels, self.config, num_items)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        loss = with_router_losses(loss, outputs, labels, self.config, num_items)
+        return RoutedSequenceClassifierOutput(loss=loss, logits=logits, **recorded(outputs))
 
 
 class TokenClassificationHead:
@@ -270,7 +290,7 @@ class TokenClassificationHead:
         global_attention_mask: torch.Tensor | None = None,
         prefix_lengths: torch.Tensor | None = None,
         **kwargs,
-    ) -> TokenClassifierOutput:
+    ) -> RoutedTokenClassifierOutput:
         """Args: labels: `(batch, seq)` class ids; -100 carries no weight."""
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
@@ -286,9 +306,8 @@ class TokenClassificationHead:
         )
         logits = self.classifier(outputs.last_hidden_state)
         loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch=num_items)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        loss = with_router_losses(loss, outputs, labels, self.config, num_items)
+        return RoutedTokenClassifierOutput(loss=loss, logits=logits, **recorded(outputs))
 
 
 class QuestionAnsweringHead:
@@ -316,7 +335,7 @@ class QuestionAnsweringHead:
         global_attention_mask: torch.Tensor | None = None,
         prefix_lengths: torch.Tensor | None = None,
         **kwargs,
-    ) -> QuestionAnsweringModelOutput:
+    ) -> RoutedQuestionAnsweringOutput:
         """Args: start_positions, end_positions: `(batch,)` token indices; outside the text, they carry no weight."""
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
@@ -342,12 +361,9 @@ class QuestionAnsweringHead:
                 cross_entropy(start_logits, starts, num_items_in_batch=num_items)
                 + cross_entropy(end_logits, ends, num_items_in_batch=num_items)
             )
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            loss = with_router_losses(loss, outputs, starts, self.config, num_items)
+        return RoutedQuestionAnsweringOutput(
+            loss=loss, start_logits=start_logits, end_logits=end_logits, **recorded(outputs)
         )
 
 
@@ -372,7 +388,7 @@ class MultipleChoiceHead:
         labels: torch.LongTensor | None = None,
         global_attention_mask: torch.Tensor | None = None,
         **kwargs,
-    ) -> MultipleChoiceModelOutput:
+    ) -> RoutedMultipleChoiceOutput:
         """Args: all inputs `(batch, choices, seq, ...)`. labels: `(batch,)`, the number of the right choice."""
         num_items = kwargs.pop("num_items_in_batch", None)
         given = input_ids if input_ids is not None else inputs_embeds
@@ -393,6 +409,7 @@ class MultipleChoiceHead:
         outputs = self.model(*flat[:4], inputs_embeds=flat[4], global_attention_mask=flat[5], **kwargs)
         logits = self.classifier(pooled_output(outputs, flat[1], self.config)).view(-1, num_choices)
         loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch=num_items)
-        return MultipleChoiceModelOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        if outputs.router_losses is not None:
+            outputs.router_losses = outputs.router_losses.unflatten(0, (-1, num_choices)).mean(1)
+        loss = with_router_losses(loss, outputs, labels, self.config, num_items)
+        return RoutedMultipleChoiceOutput(loss=loss, logits=logits, **recorded(outputs))

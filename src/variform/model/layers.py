@@ -7,12 +7,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention, GlobalRows
 from .feed_forward import FeedForward
+from .moe import MixtureOfExperts
 from .norms import Residual
 from .positions import Distances
 
 
 class TransformerLayer(GradientCheckpointingLayer):
-    """Self-attention, cross-attention where there is a stack to attend to, feed-forward; a residual around each.
+    """Self-attention, cross-attention where there is a stack to attend to, feed-forward or experts; a residual around each.
 
     With two residual streams, side by side, attention reads the second and adds to the first, and the feed-forward reads the
     first and adds to the second (Reformer, arXiv:2001.04451, sec. 3). One stream is both.
@@ -34,7 +35,8 @@ class TransformerLayer(GradientCheckpointingLayer):
             self.cross_residual = Residual(config)
             self.cross_attn = Attention(config, layer_idx, is_causal=False, key_value_size=encoder_size)
         self.mlp_residual = Residual(config)
-        self.mlp: nn.Module = FeedForward(config)
+        self.has_experts = config.is_sparse_layer(layer_idx)
+        self.mlp: nn.Module = MixtureOfExperts(config, is_causal) if self.has_experts else FeedForward(config)
         self.is_parallel = config.parallel_residual
         self.has_two_streams = config.residual_streams == 2
 
@@ -50,12 +52,14 @@ class TransformerLayer(GradientCheckpointingLayer):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         memory: torch.Tensor | None = None,
+        is_real: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs,
-    ) -> torch.Tensor:
-        """`(batch, seq, output_size)` -> `(batch, seq, output_size)`; masks and positions as the stack lowered them.
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`(batch, seq, output_size)` -> as many, and in training the losses of a router `(batch, 2)`.
 
-        `memory` `(batch, kept, hidden_size)` holds this layer's inputs of earlier calls.
+        Masks and positions as the stack lowered them; `memory` `(batch, kept, hidden_size)` holds this layer's inputs of
+        earlier calls; `is_real` `(batch, seq)` is False for padding.
         """
         first, second = hidden_states.chunk(2, dim=-1) if self.has_two_streams else (hidden_states, hidden_states)
         bias = {} if position_bias is None else {"position_bias": position_bias}
@@ -81,7 +85,8 @@ class TransformerLayer(GradientCheckpointingLayer):
                 **kwargs,
             )
             first = self.cross_residual.leave(first, branch)
-        branch = self.mlp(self.mlp_residual.enter(second if self.is_parallel else first))
+        inputs = self.mlp_residual.enter(second if self.is_parallel else first)
+        branch, router_losses = self.mlp(inputs, is_real) if self.has_experts else (self.mlp(inputs), None)
         if self.has_two_streams:
-            return torch.cat((first, self.mlp_residual.leave(second, branch)), dim=-1)
-        return self.mlp_residual.leave(first, branch)
+            return torch.cat((first, self.mlp_residual.leave(second, branch)), dim=-1), router_losses
+        return self.mlp_residual.leave(first, branch), router_losses

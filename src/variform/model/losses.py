@@ -1,4 +1,4 @@
-"""Cross-entropy of language-model heads: pure functions.
+"""Cross-entropy of language-model heads, and what keeps routers even: pure functions.
 
 Legend: N tokens, V vocabulary, D width of the head's input, C tokens in a chunk.
 """
@@ -50,7 +50,7 @@ def check_labels(
         raise ValueError(f"`labels` must hold integer ids, got dtype {labels.dtype}; use `labels.long()`.")
     if tuple(labels.shape) != tuple(shape):
         raise ValueError(f"`labels` has shape {tuple(labels.shape)}, expected {tuple(shape)}: one label a position.")
-    if num_classes is None or _is_traced() or labels.device.type != "cpu":
+    if num_classes is None or is_traced() or labels.device.type != "cpu":
         return
     is_wrong = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
     if is_wrong.any():
@@ -124,7 +124,7 @@ def linear_cross_entropy(
     hidden_states = hidden_states.flatten(0, -2)
     if num_items_in_batch is None:
         num_items_in_batch = (labels != ignore_index).sum()
-    if not _is_traced():
+    if not is_traced():
         counted = (labels != ignore_index).nonzero().squeeze(1)
         hidden_states, labels = hidden_states.index_select(0, counted), labels[counted]
     options = (logit_scale, logit_softcap, label_smoothing, z_loss_coef, ignore_index)
@@ -137,7 +137,55 @@ def linear_cross_entropy(
     return _divide(total, num_items_in_batch)
 
 
-def _is_traced() -> bool:
+def balance_loss(scores: torch.Tensor, experts: torch.Tensor, is_real: torch.Tensor | None = None) -> torch.Tensor:
+    """How unevenly each sequence's tokens are routed, `(batch,)`: k for an even load, at most E.
+
+    `E * sum(f * P)` with f an expert's share of the choices (k of each token) and P its mean score (Switch,
+    arXiv:2101.03961, sec. 2.2), scaled as in transformers. Taken per sequence (DeepSeek-V3, arXiv:2412.19437, eq. 17-20), so
+    that a batch in pieces has the loss of the whole.
+
+    Args:
+        scores: `(batch, seq, E)`, each token's add up to 1. experts: `(batch, seq, k)`, the chosen ones.
+        is_real: `(batch, seq)`, False for padding; default: all are.
+    """
+    real = scores.new_ones(scores.shape[:2]) if is_real is None else is_real.to(scores.dtype)
+    length = real.sum(1, keepdim=True).clamp(min=1)
+    share = torch.zeros_like(scores[:, 0]).scatter_add(
+        1, experts.flatten(1), real.repeat_interleave(experts.shape[-1], 1)
+    )
+    mean = (scores * real[..., None]).sum(1) / length
+    return scores.shape[-1] * (share / length * mean).sum(-1)
+
+
+def router_z_loss(logits: torch.Tensor, is_real: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean of `logsumexp(logits)**2` over each sequence's tokens, `(batch, seq, E)` -> `(batch,)` (ST-MoE, arXiv:2202.08906,
+    eq. 5)."""
+    squares = logits.logsumexp(-1).square()
+    if is_real is None:
+        return squares.mean(1)
+    return (squares * is_real).sum(1) / is_real.sum(1).clamp(min=1)
+
+
+def add_router_losses(
+    loss: torch.Tensor,
+    router_losses: torch.Tensor,
+    labels: torch.Tensor,
+    coefficients: tuple[float, float],
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """A training loss with what routing costs: each sequence weighs as its labels do, so that accumulated steps add up.
+
+    Args:
+        router_losses: `(batch, 2)`: balance and z of each sequence. labels: `(batch, ...)`; -100 carries no weight.
+        coefficients: of the two. num_items_in_batch: labels of all accumulated steps; default: of these.
+    """
+    counted = (labels != -100).flatten(1).sum(1) if labels.ndim > 1 else (labels != -100).long()
+    total = counted.sum() if num_items_in_batch is None else num_items_in_batch
+    balance, z_loss = (router_losses * counted[:, None].to(router_losses.device)).sum(0)
+    return loss + _divide(coefficients[0] * balance + coefficients[1] * z_loss, total)
+
+
+def is_traced() -> bool:
     """Whether values cannot be looked at, because a graph is being recorded."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
@@ -154,7 +202,7 @@ def _is_plain_linear(module: nn.Module) -> bool:
 
 
 def _num_chunks(num_tokens: int, chunk_size: int | None, lm_head: Any) -> int:
-    if chunk_size is None and _is_traced():
+    if chunk_size is None and is_traced():
         return HEAD_CALLS  # a number that followed the length would be compiled anew for each length
     logits = ACCELERATOR_CHUNK_LOGITS
     if lm_head.weight.device.type == "cpu":
@@ -284,7 +332,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         """Scales the gradients in place: a copy of the weight's would double the peak."""
-        if ctx.is_spent or (torch.is_grad_enabled() and not _is_traced()):
+        if ctx.is_spent or (torch.is_grad_enabled() and not is_traced()):
             raise RuntimeError(
                 "`linear_cross_entropy` keeps its gradients for one backward (`retain_graph`) and has no second "
                 "derivative (`create_graph`); take `cross_entropy` of the logits, or `skip_logits=False` in a model."

@@ -15,15 +15,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 from transformers.generation import GenerationMixin, MaxLengthCriteria, StoppingCriteriaList
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithPastAndCrossAttentions,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithCrossAttentions,
-    MaskedLMOutput,
-    Seq2SeqLMOutput,
-    Seq2SeqModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
@@ -38,10 +30,22 @@ from .heads import (
     SequenceClassificationHead,
     TokenClassificationHead,
     pool,
+    recorded,
+    with_router_losses,
 )
 from .losses import check_labels, shift_labels
 from .masks import is_plain_mask
+from .moe import BiasedTokensChoose, Experts, Router
 from .norms import LayerScale, RMSNorm
+from .outputs import (
+    DecoderOutput,
+    EncoderDecoderOutput,
+    EncoderOutput,
+    RoutedCausalLMOutput,
+    RoutedMaskedLMOutput,
+    RoutedSeq2SeqLMOutput,
+    mean_losses,
+)
 from .patterns import parse
 from .positions import (
     AlibiBias,
@@ -91,6 +95,9 @@ class VariformPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # transformers looks for its decorator in the file of the model, and would take the slow way
+    _can_set_experts_implementation_cached_value = True
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]  # moved by steps that half precision would round away
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
@@ -102,8 +109,9 @@ class VariformPreTrainedModel(PreTrainedModel):
         """
         super()._init_weights(module)
         std = self.config.initializer_range
+        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
         if isinstance(module, nn.Linear) and getattr(module, "writes_residual", False):
-            init.normal_(module.weight, mean=0.0, std=std / math.sqrt(2 * self.config.num_hidden_layers))
+            init.normal_(module.weight, mean=0.0, std=residual_std)
         elif isinstance(module, RMSNorm):
             init.constant_(module.weight, 0.0 if module.unit_offset else 1.0)
         elif isinstance(module, (LearnedPositions, RelativeBias)):
@@ -114,6 +122,16 @@ class VariformPreTrainedModel(PreTrainedModel):
         elif isinstance(module, TransformerXlPositions):
             init.normal_(module.u, mean=0.0, std=std)
             init.normal_(module.v, mean=0.0, std=std)
+        elif isinstance(module, Router):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if isinstance(module, BiasedTokensChoose):
+                init.zeros_(module.e_score_correction_bias)
+        elif isinstance(module, Experts):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name.endswith("_bias"):
+                    init.zeros_(parameter)
+                else:
+                    init.normal_(parameter, mean=0.0, std=residual_std if name == "down_proj" else std)
         elif isinstance(module, LayerScale):
             init.constant_(module.weight, module.init_value)
         elif isinstance(module, AlibiBias):
@@ -124,7 +142,7 @@ class VariformPreTrainedModel(PreTrainedModel):
             init.normal_(module.sinks, mean=0.0, std=std)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
-        """Refuses a backend that cannot express the form; left to choose, takes sdpa where it can, else eager."""
+        """Refuses a backend that cannot express the form; left to choose, takes sdpa where it can, else our own."""
         stacks = [getattr(self.config, side) for side in ("encoder", "decoder") if hasattr(self.config, side)]
         obstacles = [backend_obstacle(config, attn_implementation or "sdpa") for config in stacks or [self.config]]
         obstacle = next(filter(None, obstacles), None)
@@ -133,7 +151,7 @@ class VariformPreTrainedModel(PreTrainedModel):
                 f"`attn_implementation={attn_implementation!r}` cannot express `{obstacle}`; use 'eager', or "
                 "'sdpa' or 'flex_attention' where they can."
             )
-        chosen = "eager" if obstacle is not None else attn_implementation
+        chosen = SPELLED_OUT if obstacle is not None else attn_implementation
         return super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
 
     @staticmethod
@@ -218,7 +236,7 @@ class VariformEncoderModel(TransformerStack, VariformEncoderPreTrainedModel):
         use_cache: bool | None = None,
         global_attention_mask: torch.Tensor | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPooling:
+    ) -> EncoderOutput:
         """Arguments as in `TransformerStack.run`; an encoder keeps no cache but reads a prefix (PEFT's prefix tuning)."""
         output = self.run(
             input_ids,
@@ -233,7 +251,9 @@ class VariformEncoderModel(TransformerStack, VariformEncoderPreTrainedModel):
         pooled = None
         if self.pooler is not None:
             pooled = self.pooler(pool(output.last_hidden_state, attention_mask, self.config.classifier_pooling))
-        return BaseModelOutputWithPooling(last_hidden_state=output.last_hidden_state, pooler_output=pooled)
+        return EncoderOutput(
+            last_hidden_state=output.last_hidden_state, pooler_output=pooled, router_losses=output.router_losses
+        )
 
 
 class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
@@ -271,7 +291,7 @@ class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
         global_attention_mask: torch.Tensor | None = None,
         prefix_lengths: torch.Tensor | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
+    ) -> DecoderOutput:
         """Arguments as in `TransformerStack.run`. `use_cache` makes a cache where none is given: in training only for the
         memory of a form that has one, and not with gradient checkpointing (give `past_key_values=model.new_cache()` then)."""
         if self.attends_to_encoder and encoder_hidden_states is None:
@@ -293,8 +313,10 @@ class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
             prefix_lengths,
             **kwargs,
         )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=output.last_hidden_state, past_key_values=output.past_key_values
+        return DecoderOutput(
+            last_hidden_state=output.last_hidden_state,
+            past_key_values=output.past_key_values,
+            router_losses=output.router_losses,
         )
 
 
@@ -343,7 +365,7 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
         global_attention_mask: torch.Tensor | None = None,
         prefix_lengths: torch.Tensor | None = None,
         **kwargs,
-    ) -> Seq2SeqModelOutput:
+    ) -> EncoderDecoderOutput:
         """Arguments as in `TransformerStack.run`, for the encoder by their names and for the decoder after `decoder_`;
         `global_attention_mask` is the encoder's, `prefix_lengths` the decoder's.
 
@@ -379,7 +401,9 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
             prefix_lengths=prefix_lengths,
             **kwargs,
         )
-        return Seq2SeqModelOutput(
+        of_stacks = [getattr(outputs, "router_losses", None) for outputs in (encoder_outputs, decoder_outputs)]
+        router_losses = [losses for losses in of_stacks if losses is not None]
+        return EncoderDecoderOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
             past_key_values=decoder_outputs.past_key_values,
             decoder_hidden_states=decoder_outputs.hidden_states,
@@ -388,6 +412,9 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
+            router_losses=torch.stack(router_losses).mean(0) if router_losses else None,
+            encoder_router_logits=getattr(encoder_outputs, "router_logits", None),
+            decoder_router_logits=decoder_outputs.router_logits,
         )
 
 
@@ -442,7 +469,7 @@ class VariformEncoderForMaskedLM(LanguageModelHead, VariformEncoderPreTrainedMod
         skip_logits: bool | None = None,
         global_attention_mask: torch.Tensor | None = None,
         **kwargs,
-    ) -> MaskedLMOutput:
+    ) -> RoutedMaskedLMOutput:
         """Args: labels: `(batch, seq)`, the tokens behind the masks; -100 elsewhere."""
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
@@ -457,9 +484,8 @@ class VariformEncoderForMaskedLM(LanguageModelHead, VariformEncoderPreTrainedMod
         loss, logits = self.score(
             outputs.last_hidden_state, labels, skip_logits=skip_logits, num_items_in_batch=num_items
         )
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        loss = with_router_losses(loss, outputs, labels, self.config, num_items)
+        return RoutedMaskedLMOutput(loss=loss, logits=logits, **recorded(outputs))
 
 
 class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedModel, VariformGenerationMixin):
@@ -490,7 +516,7 @@ class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedMod
         global_attention_mask: torch.Tensor | None = None,
         prefix_lengths: torch.Tensor | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithCrossAttentions:
+    ) -> RoutedCausalLMOutput:
         """Args: labels: `(batch, seq)`, as `input_ids`; the shift to the next token is made here. Where a trainer has
         shifted them before it split the sequence, it passes `shift_labels` instead."""
         num_items = kwargs.pop("num_items_in_batch", None)
@@ -517,12 +543,9 @@ class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedMod
             skip_logits=skip_logits,
             num_items_in_batch=num_items,
         )
-        return CausalLMOutputWithCrossAttentions(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+        loss = with_router_losses(loss, outputs, targets, self.config, num_items)
+        return RoutedCausalLMOutput(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values, **recorded(outputs)
         )
 
 
@@ -591,7 +614,7 @@ class VariformEncoderDecoderForConditionalGeneration(
         global_attention_mask: torch.Tensor | None = None,
         prefix_lengths: torch.Tensor | None = None,
         **kwargs,
-    ) -> Seq2SeqLMOutput:
+    ) -> RoutedSeq2SeqLMOutput:
         """Args: labels: `(batch, target)`, the text to write; -100 carries no weight. Without decoder inputs, they are the
         labels shifted right behind `decoder_start_token_id`."""
         num_items = kwargs.pop("num_items_in_batch", None)
@@ -623,7 +646,8 @@ class VariformEncoderDecoderForConditionalGeneration(
             skip_logits=skip_logits,
             num_items_in_batch=num_items,
         )
-        return Seq2SeqLMOutput(
+        loss = with_router_losses(loss, outputs, labels, self.config, num_items)
+        return RoutedSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -633,6 +657,9 @@ class VariformEncoderDecoderForConditionalGeneration(
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
+            encoder_router_logits=outputs.encoder_router_logits,
+            decoder_router_logits=outputs.decoder_router_logits,
+            **mean_losses(outputs.router_losses),
         )
 
 

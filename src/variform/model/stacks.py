@@ -27,6 +27,7 @@ from .masks import (
     seen_tokens,
     simplify,
 )
+from .moe import Router
 from .norms import make_norm
 from .patterns import Pattern, PrefixLm
 from .positions import Distances, count_positions, key_positions, make_position_hooks, packed_documents
@@ -58,6 +59,7 @@ class StackOutput(NamedTuple):
 
     last_hidden_state: torch.Tensor  # (batch, seq, output_size)
     past_key_values: Cache | None
+    router_losses: torch.Tensor | None  # (batch, 2): balance and z, the mean of the layers with experts; in training
 
 
 class TransformerStack:
@@ -78,6 +80,7 @@ class TransformerStack:
         self._can_record_outputs = {
             "hidden_states": TransformerLayer,
             "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+            "router_logits": OutputRecorder(Router, index=0),
         }
         if encoder_size is not None:
             self._can_record_outputs["cross_attentions"] = OutputRecorder(Attention, index=1, layer_name="cross_attn")
@@ -99,6 +102,7 @@ class TransformerStack:
         self.first_layers = [of_layers.index(pattern) for pattern in self.patterns]
         self.pattern_numbers = [self.patterns.index(pattern) for pattern in of_layers]
         self.sorts_texts = config.sorts_texts
+        self.has_experts = any(map(config.is_sparse_layer, range(config.num_hidden_layers)))
         self.gradient_checkpointing = False
 
     def run(
@@ -178,6 +182,10 @@ class TransformerStack:
                 attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
             )
+        is_real = None
+        if self.has_experts and plain_mask is not None:
+            is_real = plain_mask.to(hidden_states.device).bool().index_select(1, self._slots(inputs_embeds, cache))
+        router_losses = []
         layers_a_group = self.config.num_hidden_layers // len(self.layers)
         # With a memory, a layer has no keys and values of its own to keep; checkpointing warns of a cache that it may not fill
         keeps_keys = not has_memory or is_pair_cache(past_key_values)
@@ -186,22 +194,26 @@ class TransformerStack:
         for layer_idx, number in enumerate(self.pattern_numbers):
             # ... of the stream that attention reads
             memory = recall(cache, hidden_states[..., -self.config.hidden_size :], layer_idx) if has_memory else None
-            output = self.layers[layer_idx // layers_a_group](
+            output, losses = self.layers[layer_idx // layers_a_group](
                 # By position what may carry a gradient: reentrant checkpointing backpropagates through keywords once a layer
                 hidden_states,
                 *lowered[number],
                 encoder_hidden_states,
                 encoder_attention_mask=encoder_attention_mask,
                 memory=memory,
+                is_real=is_real,
                 past_key_values=past_key_values if keeps_keys else None,
                 position_ids=position_ids,
                 layer_idx=layer_idx,
                 **kwargs,
             )
             hidden_states = self._drop_layer(hidden_states, output)
+            if losses is not None:
+                router_losses.append(losses)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
-        return StackOutput(hidden_states, past_key_values)
+        mean_losses = torch.stack(router_losses).mean(0) if router_losses else None
+        return StackOutput(hidden_states, past_key_values, mean_losses)
 
     def _check_marks(self, global_attention_mask, prefix_lengths, inputs_embeds, past_key_values) -> None:
         """Refuses marks that no layer reads, or of a wrong shape."""
@@ -233,14 +245,17 @@ class TransformerStack:
 
     def _count(self, inputs_embeds, attention_mask, cache) -> torch.Tensor:
         """`(batch or 1, seq)`: the positions of this call's tokens, counted over the real tokens so far."""
-        seen, length = seen_tokens(cache), inputs_embeds.shape[1]
-        start = seen if isinstance(seen, int) else 0
-        slots = torch.arange(start, start + length, device=inputs_embeds.device)
-        if not isinstance(seen, int):
-            slots = slots + seen
+        slots = self._slots(inputs_embeds, cache)
         if is_plain_mask(attention_mask):
             return count_positions(attention_mask.to(slots.device)).index_select(1, slots)
         return slots[None]
+
+    def _slots(self, inputs_embeds, cache) -> torch.Tensor:
+        """`(seq,)`: where this call's tokens stand among all so far, padding included."""
+        seen, length = seen_tokens(cache), inputs_embeds.shape[1]
+        start = seen if isinstance(seen, int) else 0
+        slots = torch.arange(start, start + length, device=inputs_embeds.device)
+        return slots if isinstance(seen, int) else slots + seen
 
     def _lower(self, scene: Scene, premade: Any) -> list[Lowered]:
         """What the layers of each pattern are given; `premade` is a mask as the backend takes it, or one a layer type."""
