@@ -17,6 +17,8 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from variform.model.attention import SPELLED_OUT
+
 SHAPES = ["encoder", "decoder"]
 LM = {"encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM}
 
@@ -360,7 +362,7 @@ def test_a_backend_that_cannot_express_the_form_is_refused_at_loading(tmp_path):
 
 
 def test_a_backend_left_to_choose_falls_to_one_that_can():
-    assert build(tiny("decoder", attention_sinks=True)).config._attn_implementation == "eager"
+    assert build(tiny("decoder", attention_sinks=True)).config._attn_implementation == SPELLED_OUT
     assert build(tiny("decoder")).config._attn_implementation == "sdpa"
 
 

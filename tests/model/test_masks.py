@@ -92,6 +92,43 @@ def test_the_block_kernel_equals_eager(shape, spec, scheme, blocks):
     assert_same_gradients(results[1][1], results[0][1])
 
 
+# What sdpa cannot express
+SPELLED_OUT = {
+    "cap": {"attn_logit_softcapping": 0.5},
+    "sinks": {"attention_sinks": True, "num_key_value_heads": 2, "head_dim": 4},
+    "both": {"attn_logit_softcapping": 0.5, "attention_sinks": True, "position_embedding_type": "relative_bias"},
+}
+
+
+@pytest.mark.parametrize("name", SPELLED_OUT)
+@pytest.mark.parametrize(("shape", "spec"), FORMS)
+def test_forms_that_sdpa_cannot_express_take_the_kernel_by_default(shape, spec, name, blocks):
+    """Padded on both sides: outputs and gradients."""
+    ids, mask = pad(inputs(2, LENGTH), 2, 3)
+    mask[1] = 1
+    results = []
+    for options in ({"attn_implementation": "eager"}, {}):
+        model = build(tiny(shape, attention_patterns=[spec], num_attention_heads=4, **SPELLED_OUT[name]), **options)
+        output = model(ids, mask, **marks_for(spec, ids))[0][mask.bool()]
+        results.append((output.detach(), gradients(model, output)))
+        assert (len(blocks) > 0) == (options == {})
+    assert_close(results[1][0], results[0][0], rtol=1e-4, atol=1e-5)
+    assert_same_gradients(results[1][1], results[0][1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SPELLED_OUT)
+@pytest.mark.parametrize("spec", ["sliding_window:3", "strided:3", "full"])
+def test_packed_documents_in_forms_that_sdpa_cannot_express(spec, name, blocks):
+    model = build(tiny("decoder", attention_patterns=[spec], num_attention_heads=4, **SPELLED_OUT[name]))
+    ids = inputs(1, LENGTH)
+    positions = torch.cat((torch.arange(8), torch.arange(LENGTH - 8)))[None]
+    packed = model(ids, position_ids=positions)[0]
+    assert [text.length for text, _ in blocks[0][1]] == [8, LENGTH - 8]
+    for part in (slice(0, 8), slice(8, LENGTH)):
+        assert_close(packed[:, part], model(ids[:, part])[0], rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("scheme", ["rope", "relative_bias"])
 @pytest.mark.parametrize(("shape", "spec"), [form for form in FORMS if form[1] != "prefix_lm"])
@@ -124,12 +161,20 @@ def test_flex_attention_equals_eager(shape, spec):
     assert_close(flex, eager, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("shape", "spec"), [("encoder", "strided:3"), ("decoder", "dilated:2,gap=1/2")])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ("encoder", "strided:3"),
+        ("decoder", "dilated:2,gap=1/2"),
+        ("encoder", "local_global:2,global_projections=true"),
+    ],
+)
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_changes_nothing(shape, spec, use_reentrant, blocks):
+def test_checkpointing_changes_nothing(shape, spec, use_reentrant, sinks, blocks):
     """With dropout: what is computed again drops the same weights."""
-    config = tiny(shape, attention_patterns=[spec], attention_dropout=0.3, position_embedding_type="relative_bias")
-    model = build(config, attn_implementation="sdpa").train()
+    fields = {"attention_dropout": 0.3, "position_embedding_type": "relative_bias", "attention_sinks": sinks}
+    model = build(tiny(shape, attention_patterns=[spec], **fields)).train()
     ids, results = inputs(2, LENGTH), []
     for is_checkpointed in (False, True):
         if is_checkpointed:
@@ -180,6 +225,17 @@ class TestRoutes:
     def test_a_long_text_takes_the_kernel_by_itself(self, made):
         self.run("sliding_window:16")
         assert [pattern for pattern, _ in made] == ["sliding_window:16"]
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("name", SPELLED_OUT)
+    def test_a_long_text_takes_the_kernel_by_itself_where_sdpa_cannot_express_the_form(self, name, made):
+        fields = {"max_position_embeddings": 600, "num_attention_heads": 4, **SPELLED_OUT[name]}
+        model = build(tiny("decoder", attention_patterns=["sliding_window:16"], **fields))
+        output = model(inputs(1, 300), use_cache=False)[0]
+        assert len(made) == 1
+        model.set_attn_implementation("eager")
+        assert_close(output, model(inputs(1, 300), use_cache=False)[0], rtol=1e-4, atol=1e-5)
+        assert len(made) == 1
 
     @pytest.mark.parametrize("shape", ["encoder", "decoder"])
     @pytest.mark.parametrize("spec", ["sliding_window:300", "chunked:300", "strided:300", "fixed:300", "big_bird:100"])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .block_attention import block_attention
@@ -17,6 +18,10 @@ from .lsh import HashedTexts, OwnKeys, as_key, attend_in_chunks, see_by_hash
 from .norms import make_norm, mark_residual_writer
 from .patterns import LocalGlobal, Lsh, SlidingWindow
 from .positions import Distances, distance_scores, rotate
+
+# The backend of forms that sdpa cannot express: like sdpa, it gives no weights and leaves what pays to the block kernel.
+# The number changes with what it computes, since two releases may be loaded at once.
+SPELLED_OUT = "variform_spelled_out_1"
 
 
 def is_hiding(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -85,6 +90,11 @@ def eager_attention(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def spelled_out_attention(*args, **kwargs) -> tuple[torch.Tensor, None]:
+    """`eager_attention` without the weights."""
+    return eager_attention(*args, **kwargs)[0], None
+
+
 def attend_in_blocks(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -122,7 +132,10 @@ class GlobalRows(NamedTuple):
 
     is_global: torch.Tensor  # (B, Q)
     places: torch.Tensor  # (B, R): their places among the queries, filled up with others where a row has fewer than R
-    mask: torch.Tensor  # (B, 1 or H, R, Q): additive, with the score bias
+    mask: torch.Tensor  # (B, 1, R, Q): additive
+    # Makes their score bias (B, H, R, Q), where there is one. In the layer: reentrant checkpointing takes a tensor that is
+    # nested in an argument for a constant
+    bias: Callable[[], torch.Tensor] | None
 
 
 class Attention(nn.Module):
@@ -297,7 +310,7 @@ class Attention(nn.Module):
             query = rotate(query, *(pick(part.squeeze(1)).unsqueeze(1) for part in rotation))
             key = rotate(key, *rotation)
         distances, query_biases = related
-        bias = None
+        bias = None if rows.bias is None else rows.bias().to(query.dtype)
         if distances is not None:
             query, bias = self._relate(query, distances._replace(numbers=pick(distances.numbers)), query_biases)
         found, _ = eager_attention(self, query, key, value, rows.mask, **{**options, "position_bias": bias})
@@ -340,3 +353,7 @@ class Attention(nn.Module):
         key, value = cache.update(*self._keys_and_values(states), layer_idx)
         past_key_values.is_updated[layer_idx] = True
         return key, value
+
+
+ALL_ATTENTION_FUNCTIONS.register(SPELLED_OUT, spelled_out_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(SPELLED_OUT, eager_mask)

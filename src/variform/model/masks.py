@@ -3,6 +3,7 @@
 Legend: B batch (1 where rows agree), S slots, Q queries, K keys, H heads.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from transformers.masking_utils import (
 )
 from transformers.utils import is_torch_flex_attn_available, is_torchdynamo_compiling
 
-from .attention import GlobalRows
+from .attention import SPELLED_OUT, GlobalRows
 from .block_plan import BlockPlan, make_plan, planned_scores
 from .lsh import HashedTexts
 from .patterns import Full, LocalGlobal, Lsh, Pairs, Pattern, PrefixLm, Text
@@ -184,7 +185,7 @@ def lower_to_plan(
 ) -> BlockPlan | HashedTexts | None:
     """The plan by which the block kernel computes a pattern, where that gives the same result and is cheaper; else None.
 
-    The kernel stands in for `sdpa`. It does not continue a cache, it is not traced, and it takes no score bias that each
+    The kernel stands in for the default backends. It does not continue a cache, it is not traced, and it takes no score bias that each
     layer makes for its own queries. Of chunks that are sorted by hash, each layer makes the plan for its own queries; they
     take no score bias.
 
@@ -196,7 +197,7 @@ def lower_to_plan(
     if (
         is_traced()
         or length < SHORTEST_FOR_BLOCKS
-        or ALL_MASK_ATTENTION_FUNCTIONS.get(scene.config._attn_implementation) is not sdpa_mask
+        or not leaves_blocks(scene.config._attn_implementation)
         or scene.config.position_embedding_type == "transformer_xl"
         or not (is_growing and is_first_call(scene.cache))
     ):
@@ -216,6 +217,11 @@ def lower_to_plan(
     if planned * COST_OF_A_PLANNED_SCORE >= dense:
         return None
     return make_plan(pattern, rows, num_heads=num_heads, bias_index=bias_index, device=scene.hidden_states.device)
+
+
+def leaves_blocks(implementation: str) -> bool:
+    """Whether a backend is one that the block kernel stands in for: `sdpa`, also by the platform's other names, and ours."""
+    return implementation == SPELLED_OUT or ALL_MASK_ATTENTION_FUNCTIONS.get(implementation) is sdpa_mask
 
 
 def hash_texts(rows: list[tuple[Text, int]], device: torch.device) -> HashedTexts:
@@ -341,11 +347,12 @@ def find_global_rows(pattern: Pattern, scene: Scene, scheme: Callable | None) ->
     if texts.documents is not None:
         documents = texts.documents.expand(batch, -1)
         seen = seen & (documents.gather(1, index)[:, :, None] == documents[:, None, :])
-    bias = torch.zeros((), device=device, dtype=scene.hidden_states.dtype)
+    bias = None
     if scheme is not None:
         positions = scene.position_ids.expand(batch, -1)
-        bias = scheme(positions.gather(1, index), positions).to(bias.dtype)
-    return GlobalRows(is_global, index, torch.where(seen[:, None], bias, float("-inf")))
+        bias = functools.partial(scheme, positions.gather(1, index), positions)
+    shown = torch.zeros((), device=device, dtype=scene.hidden_states.dtype)
+    return GlobalRows(is_global, index, torch.where(seen[:, None], shown, float("-inf")), bias)
 
 
 def is_plain_mask(attention_mask) -> bool:
