@@ -110,6 +110,40 @@ def sizes(draw) -> dict[str, Any]:
     return fields
 
 
+@st.composite
+def experts(draw, is_causal: bool, num_layers: int, is_shared: bool) -> dict[str, Any]:
+    """The fields of the experts of one stack: none in half of the forms."""
+
+    def pick(*values):
+        return draw(st.sampled_from(values))
+
+    num_experts = pick(0, 0, 0, 2, 4, 5)
+    if num_experts == 0:
+        return {"num_experts": 0}
+    router_type = pick("softmax_topk", "switch", "sigmoid_bias", *([] if is_causal else ["expert_choice"]))
+    per_token = 1 if router_type == "switch" else pick(1, 2, num_experts)
+    can_normalise = per_token > 1 and router_type in ("softmax_topk", "sigmoid_bias")
+    types = [["sparse"], ["dense", "sparse"], ["sparse", "dense"]]
+    has_groups = router_type == "sigmoid_bias" and num_experts == 4 and per_token <= 2
+    shared = pick(0, 1, 2)
+    return {
+        "num_experts": num_experts,
+        "mlp_layer_types": pick(None, *(types if num_layers > 1 and not is_shared else types[:1])),
+        "num_experts_per_tok": per_token,
+        "moe_intermediate_size": pick(None, 6),
+        "num_shared_experts": shared,
+        "shared_expert_gate": pick(False, True) if shared else False,
+        "router_type": router_type,
+        "norm_topk_prob": pick(True, False) if can_normalise else None,
+        "routed_scaling_factor": 1.0 if router_type == "expert_choice" else pick(1.0, 2.5),
+        "n_group": 2 if has_groups else 1,
+        "topk_group": pick(1, 2) if has_groups else 1,
+        "router_jitter_noise": pick(0.0, 0.1),
+        "expert_capacity_factor": pick(None, 0.5, 2.0),
+        "experts_layout": pick("fused", "fused", "modulelist"),
+    }
+
+
 def differs_by_head(patterns: list[str]) -> bool:
     """Whether a pattern needs two heads or more."""
     return any(word in pattern for pattern in patterns for word in ("/", "split", "groups"))
@@ -192,6 +226,7 @@ def stacks(draw, is_causal: bool, attends_to_another: bool = False) -> dict[str,
     fields["residual_streams"] = 1
     if norm_placement == "pre" and not fields["parallel_residual"] and not attends_to_another and pick(True, False):
         fields.update(residual_streams=2, tie_word_embeddings=False)
+    fields.update(draw(experts(is_causal, fields["num_hidden_layers"], is_shared)))
     lengths = memory_lengths(fields["attention_patterns"], fields["rope_parameters"]) if is_causal else [0]
     fields["memory_length"] = pick(*lengths)
     return fields
@@ -203,6 +238,8 @@ def losses(draw) -> dict[str, Any]:
     return {
         "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
         "z_loss_coef": draw(st.sampled_from([0.0, 1e-2])),
+        "router_aux_loss_coef": draw(st.sampled_from([None, 0.0, 0.1])),
+        "router_z_loss_coef": draw(st.sampled_from([0.0, 0.1])),
     }
 
 
@@ -330,6 +367,25 @@ WILD: dict[str, list[Any]] = {
     "hidden_act": [*ACTIVATIONS, "gellu", "", None],
     "gated_mlp": [True, None],
     "mlp_bias": [True, "no"],
+    "num_experts": [-1, 0, 1, 2, 3, "many", None],
+    "mlp_layer_types": [None, [], ["dense"], ["sparse"], ["dense", "sparse"], ["moe"], "sparse"],
+    "num_experts_per_tok": [None, 0, -1, 1, 2, 9, "all"],
+    "moe_intermediate_size": [None, 0, -1, 1, 8],
+    "num_shared_experts": [-1, 0, 1, None],
+    "shared_expert_gate": [True, "yes"],
+    "router_type": ["softmax_topk", "switch", "sigmoid_bias", "expert_choice", "hash", None],
+    "norm_topk_prob": [True, False, None, "yes"],
+    "routed_scaling_factor": [0.0, -1.0, 2, "big"],
+    "n_group": [0, -1, 1, 2, 3],
+    "topk_group": [0, -1, 1, 2, 3],
+    "router_bias_update_rate": [-0.1, 0, 0.1],
+    "router_jitter_noise": [-0.1, 0.5, 1.0],
+    "expert_capacity_factor": [None, 0.0, -1.0, 1, 4.0],
+    "expert_capacity": [None, 0, -1, 1, 4],
+    "expert_capacity_in_eval": [True, False],
+    "router_aux_loss_coef": [None, -0.1, 0, 1],
+    "router_z_loss_coef": [-0.1, 0, 1],
+    "experts_layout": ["fused", "modulelist", "stacked"],
     "lm_head_transform": [True, 0.5],
     "lm_head_bias": [True, None],
     "logit_scale": [0.0, -1.0, 3, "big"],

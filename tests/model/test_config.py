@@ -18,6 +18,8 @@ RELATIVE = {"position_embedding_type": "relative_bias"}
 AXIAL = {"position_embedding_type": "axial"}
 
 # (field at fault, what else the message must hold, fields of a form that are refused together)
+CHOOSING = {"num_experts": 4, "router_type": "expert_choice"}
+GROUPED = {"num_experts": 4, "router_type": "sigmoid_bias", "n_group": 2, "topk_group": 1}
 ILLEGAL = [
     *[
         (name, "at least 1", {name: 0})
@@ -46,6 +48,39 @@ ILLEGAL = [
     ("layerdrop", "[0, 1)", {"layerdrop": 1.0}),
     ("label_smoothing", "[0, 1)", {"label_smoothing": 1.0}),
     ("z_loss_coef", "0 (off) or more", {"z_loss_coef": -1}),
+    ("num_experts", "0 (none) or more", {"num_experts": -1}),
+    ("num_experts", "2 or more, or leave them dense", {"mlp_layer_types": ["sparse"]}),
+    ("num_experts", "name one, or drop it", {"num_experts": 2, "mlp_layer_types": ["dense"]}),
+    ("mlp_layer_types", "Did you mean 'sparse'?", {"num_experts": 2, "mlp_layer_types": ["sparce"]}),
+    ("mlp_layer_types", "is empty", {"mlp_layer_types": []}),
+    (
+        "num_hidden_groups",
+        "one type",
+        {"num_hidden_groups": 1, "num_experts": 2, "mlp_layer_types": ["dense", "sparse"]},
+    ),
+    ("num_experts_per_tok", "`num_experts=4`", {"num_experts": 4, "num_experts_per_tok": 5}),
+    ("num_experts_per_tok", "`num_experts=4`", {"num_experts": 4, "num_experts_per_tok": 0}),
+    ("moe_intermediate_size", "at least 1", {"num_experts": 4, "moe_intermediate_size": 0}),
+    ("num_shared_experts", "0 (none) or more", {"num_experts": 4, "num_shared_experts": -1}),
+    ("shared_expert_gate", "set `num_shared_experts`", {"num_experts": 4, "shared_expert_gate": True}),
+    ("router_type", "expected one of", {"num_experts": 4, "router_type": "hash"}),
+    ("router_type", "set it to 1", {"num_experts": 4, "router_type": "switch", "num_experts_per_tok": 2}),
+    ("norm_topk_prob", "drop it", {"num_experts": 4, "router_type": "switch", "norm_topk_prob": True}),
+    ("norm_topk_prob", "False", {"num_experts": 4, "num_experts_per_tok": 1, "norm_topk_prob": True}),
+    ("n_group", "leave them 1", {"num_experts": 4, "n_group": 2}),
+    ("n_group", "does not divide", {"num_experts": 4, "router_type": "sigmoid_bias", "n_group": 3}),
+    ("topk_group", "`n_group=2`", {"num_experts": 4, "router_type": "sigmoid_bias", "n_group": 2, "topk_group": 3}),
+    ("num_experts_per_tok", "2 experts", {**GROUPED, "num_experts_per_tok": 3}),
+    ("router_jitter_noise", "[0, 1)", {"num_experts": 4, "router_jitter_noise": 1.0}),
+    ("expert_capacity_factor", "above 0", {"num_experts": 4, "expert_capacity_factor": 0.0}),
+    ("expert_capacity", "at least 1 token", {"num_experts": 4, "expert_capacity": 0}),
+    ("expert_capacity_factor", "give one", {"num_experts": 4, "expert_capacity": 1, "expert_capacity_factor": 1.0}),
+    ("expert_capacity_in_eval", "drop it", {"num_experts": 4, "expert_capacity_in_eval": True}),
+    *[
+        (name, "0 (off) or more", {"num_experts": 4, name: -0.1})
+        for name in ("router_aux_loss_coef", "router_z_loss_coef", "router_bias_update_rate")
+    ],
+    ("experts_layout", "expected one of", {"num_experts": 4, "experts_layout": "stacked"}),
     ("norm_eps", "above 0", {"norm_eps": 0}),
     ("initializer_range", "0 or more", {"initializer_range": -0.1}),
     *[
@@ -137,6 +172,36 @@ def test_an_illegal_value_is_refused_by_name(shape, name, mend, fields):
 def test_an_illegal_value_is_refused_inside_a_pair(side, name, fields):
     with pytest.raises(ValueError, match=f"`{re.escape(name)}"):
         tiny("encoder_decoder", **{side: fields})
+
+
+def test_experts_that_choose_are_refused_in_a_decoder():
+    for shape, fields in (("decoder", CHOOSING), ("encoder_decoder", {"decoder": CHOOSING})):
+        with pytest.raises(
+            ValueError, match=r"`router_type='expert_choice'` .* later ones too, .* use 'softmax_topk'"
+        ):
+            tiny(shape, **fields)
+    assert tiny("encoder_decoder", encoder=CHOOSING).encoder.router_type == "expert_choice"
+
+
+def test_capacity_in_evaluation_and_a_cache_are_refused_together():
+    fields = {"num_experts": 4, "expert_capacity_factor": 1.0, "expert_capacity_in_eval": True}
+    with pytest.raises(ValueError, match=r"`use_cache=True`: .* set one of them to False"):
+        tiny("decoder", **fields)
+    with pytest.raises(ValueError, match=r"`expert_capacity_in_eval=True` is for decoders"):
+        tiny("encoder", **fields)
+    assert tiny("decoder", **fields, use_cache=False).routes_by_row
+
+
+@pytest.mark.parametrize("name", ["router_aux_loss_coef", "router_z_loss_coef"])
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_the_losses_of_routers_belong_to_the_pair(side, name):
+    experts = {"num_experts": 4}
+    with pytest.raises(ValueError, match=f"`{side}.{name}=0.5` belongs to the pair"):
+        tiny("encoder_decoder", **{side: {**experts, name: 0.5}})
+    config = tiny("encoder_decoder", **{side: experts, name: 0.5})
+    assert getattr(type(config).from_dict(config.to_dict()), name) == 0.5
+    assert tiny("encoder_decoder", **{side: experts}).router_aux_loss_coef == 0.01
+    assert tiny("encoder_decoder").router_aux_loss_coef == 0.0
 
 
 def test_a_pooler_in_a_decoder_is_refused():

@@ -414,6 +414,12 @@ class VariformStackConfig(VariformBaseConfig):
         types = self.mlp_layer_types or ["dense"]
         return types[layer_idx % len(types)] == "sparse"
 
+    @property
+    def routes_by_row(self) -> bool:
+        """Whether the tokens of a row compete for the experts."""
+        has_capacity = self.expert_capacity is not None or self.expert_capacity_factor is not None
+        return self.num_experts > 0 and (has_capacity or self.router_type == "expert_choice")
+
     def _set_axes(self) -> None:
         """The tables of axial positions, where they are not given."""
         if self.axial_shape is None:
@@ -513,16 +519,53 @@ class VariformStackConfig(VariformBaseConfig):
         if self.qk_norm == "head":
             norm = "replicated_with_grad_allreduce" if split == "colwise" else "replicate"
             attention |= dict.fromkeys(["q_norm"] if all(hashes) else ["q_norm", "k_norm"], norm)
-        feed_forward = {"up_proj": "colwise", "down_proj": "rowwise"}
-        if self.gated_mlp:
-            feed_forward["gate_proj"] = "colwise"
         plan = {f"layers.*.self_attn.{name}": style for name, style in attention.items()}
-        plan |= {f"layers.*.mlp.{name}": style for name, style in feed_forward.items()}
+        plan |= {f"layers.*.mlp.{name}": style for name, style in self._feed_forward_tp_plan().items()}
         return {"embed_tokens": "embedding_rowwise", **plan}
 
     @base_model_tp_plan.setter
     def base_model_tp_plan(self, value: dict[str, str]) -> None:
         """Takes no note: transformers 5.20 writes back the plan that it read, whose embeddings are sharded already."""
+
+    def _feed_forward_tp_plan(self) -> dict[str, str]:
+        """Each process holds a slice of every expert and of the shared ones; routers and their gates stay whole."""
+        feed_forward = {"up_proj": "colwise", "down_proj": "rowwise"}
+        if self.gated_mlp:
+            feed_forward["gate_proj"] = "colwise"
+        are_sparse = set(map(self.is_sparse_layer, range(self.num_hidden_layers)))
+        plan = dict(feed_forward) if False in are_sparse else {}
+        if True not in are_sparse:
+            return plan
+        if self.num_shared_experts:
+            plan |= {f"shared_experts.{name}": style for name, style in feed_forward.items()}
+        if self.experts_layout == "modulelist":
+            return plan | {f"experts.*.{name}": style for name, style in feed_forward.items()}
+        # On the biases, one row an expert, the row styles split the last axis
+        styles = {
+            "gate_up_proj": "packed_colwise",
+            "gate_up_proj_bias": "packed_rowwise",
+            "up_proj": "colwise",
+            "up_proj_bias": "rowwise",
+            "down_proj": "rowwise",
+            "down_proj_bias": "replicate",
+        }
+        plan |= {f"experts.{name}": styles[name] for name in self.expert_parameters}
+        return {**plan, "experts": "moe_tp_experts"}
+
+    @property
+    def base_model_ep_plan(self) -> dict[str, str]:
+        """How expert parallelism shares out sparse layers: each process holds some experts whole, and tokens travel to them."""
+        has_experts = any(map(self.is_sparse_layer, range(self.num_hidden_layers)))
+        if not has_experts or self.experts_layout == "modulelist":
+            return {}
+        plan = {f"layers.*.mlp.experts.{name}": "grouped_gemm" for name in self.expert_parameters}
+        return {**plan, "layers.*.mlp.experts": "ep_dispatch_experts"}
+
+    @property
+    def expert_parameters(self) -> list[str]:
+        """The names of the tensors that hold the experts in the "fused" layout."""
+        projections = ["gate_up_proj" if self.gated_mlp else "up_proj", "down_proj"]
+        return projections + [f"{name}_bias" for name in projections if self.mlp_bias]
 
     @property
     def biased_projections(self) -> set[str]:
@@ -709,7 +752,6 @@ class VariformStackConfig(VariformBaseConfig):
             experts > 0 and not is_sparse,
             f"`num_experts={experts}`, but `mlp_layer_types` has no 'sparse' layer that would have them; name one, or drop it.",
         )
-        one_of("experts_layout", self.experts_layout, ("fused", "modulelist"))
         if experts == 0:
             return
         refuse(

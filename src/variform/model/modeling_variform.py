@@ -155,6 +155,21 @@ class VariformPreTrainedModel(PreTrainedModel):
         chosen = SPELLED_OUT if obstacle is not None else attn_implementation
         return super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
 
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
+        """Refuses an expert parallelism that the form cannot have; then as transformers does."""
+        stacks = [getattr(model.config, side) for side in ("encoder", "decoder") if hasattr(model.config, side)]
+        size = distributed_config.ep_size if mesh_manager is not None else 1
+        for config in stacks or [model.config]:
+            if size > 1 and config.num_experts and config.experts_layout == "modulelist":
+                raise ValueError(
+                    f"`ep_size={size}` shares out experts that are one tensor, and `experts_layout='modulelist'` keeps them "
+                    "apart; use `tp_size` alone, or build the form with `experts_layout='fused'`."
+                )
+            if config.num_experts % size:
+                raise ValueError(f"`ep_size={size}` does not divide `num_experts={config.num_experts}`.")
+        return super().maybe_distribute_model(model, distributed_config, mesh_manager)
+
     @staticmethod
     def create_masks_for_generate(
         config, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache, **kwargs
@@ -623,6 +638,9 @@ class VariformEncoderDecoderForConditionalGeneration(
             check_labels(labels, labels.shape[:2], self.config.vocab_size)
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            if decoder_attention_mask is None and self.training and self.config.decoder.num_experts:
+                # What comes after the last label is seen by none that has one, but would count in the losses of routers
+                decoder_attention_mask = (labels != -100).flip(1).cummax(1).values.flip(1).long()
         outputs = self.model(
             input_ids,
             attention_mask,

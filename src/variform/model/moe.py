@@ -246,9 +246,16 @@ class Experts(nn.Module):
         """`(T, hidden_size)`, and the experts and weights `(T, k)` of each token -> `(T, hidden_size)`."""
         implementation = self.config._experts_implementation
         if implementation == "grouped_mm" and can_fuse(self, hidden_states):
-            return run_fused(self, hidden_states, chosen, weights)
-        run = ALL_EXPERTS_FUNCTIONS.get_interface(implementation, Experts.run_eagerly)
-        return run(self, hidden_states, chosen, weights)
+            output = run_fused(self, hidden_states, chosen, weights)
+        else:
+            run = ALL_EXPERTS_FUNCTIONS.get_interface(implementation, Experts.run_eagerly)
+            output = run(self, hidden_states, chosen, weights)
+        others = 1 - self.down_proj.shape[-1] / self.config.moe_intermediate_size
+        if self.has_bias and others:
+            # Tensor parallelism adds up what the processes make of their slices, and each has added the whole bias
+            shares = weights.new_zeros(len(weights), self.num_experts).scatter_add(1, chosen, weights)
+            output = output - others * (shares @ self.down_proj_bias.detach().to(weights.dtype))
+        return output
 
     def run_eagerly(self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """As `forward`, one expert after the other."""

@@ -149,6 +149,11 @@ class TransformerStack:
                 "`past_key_values` is given, but `attention_patterns` sort whole texts (`lsh` with `chunked=true`), of which a "
                 "cache would hold a part: pass `use_cache=False`, or build the form with `chunked=false`."
             )
+        if cache is not None and self.config.expert_capacity_in_eval:
+            raise ValueError(
+                "`past_key_values` is given, but with `expert_capacity_in_eval=True` an expert's room is counted over the whole "
+                "text, which a cache does not hold: pass `use_cache=False`, or build the form without it."
+            )
         if is_pair_cache(past_key_values) and any(past_key_values.cross_attention_cache.is_sliding):
             raise ValueError(
                 "`past_key_values.cross_attention_cache` has layers that slide, which would forget the first tokens of the "
@@ -165,6 +170,12 @@ class TransformerStack:
             position_ids = self._count(inputs_embeds, attention_mask, cache)
         elif is_first_call(cache) and (attention_mask is None or is_plain_mask(attention_mask)):
             documents = packed_documents(position_ids, attention_mask)
+        if documents is not None and self.config.routes_by_row:
+            raise ValueError(
+                "`position_ids` restart inside a row, a pack of documents, which would compete for experts: `router_type="
+                "'expert_choice'` and expert capacities count over whole rows; give one document a row, or let tokens choose "
+                "without capacity."
+            )
 
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
         premade = None if is_plain_mask(attention_mask) else attention_mask
