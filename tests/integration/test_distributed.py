@@ -111,6 +111,25 @@ def process(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def run_two_processes(script: str, folder: Path) -> dict:
+    """What two processes that run `script` on a folder leave there."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        script,
+        str(folder),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert "match nothing" not in done.stderr, done.stderr[-6000:]
+    return torch.load(folder / "results.pt")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """The results of the two processes, and of this one."""
@@ -120,21 +139,7 @@ def world(tmp_path_factory):
         model = build(config, auto_class)
         model.save_pretrained(folder / name)
         expected[name] = step(model.train())
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        __file__,
-        str(folder),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-6000:]
-    assert "match nothing" not in done.stderr, done.stderr[-6000:]
-    return torch.load(folder / "results.pt"), expected
+    return run_two_processes(__file__, folder), expected
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

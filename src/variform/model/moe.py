@@ -250,12 +250,17 @@ class Experts(nn.Module):
         else:
             run = ALL_EXPERTS_FUNCTIONS.get_interface(implementation, Experts.run_eagerly)
             output = run(self, hidden_states, chosen, weights)
-        others = 1 - self.down_proj.shape[-1] / self.config.moe_intermediate_size
-        if self.has_bias and others:
-            # Tensor parallelism adds up what the processes make of their slices, and each has added the whole bias
-            shares = weights.new_zeros(len(weights), self.num_experts).scatter_add(1, chosen, weights)
-            output = output - others * (shares @ self.down_proj_bias.detach().to(weights.dtype))
-        return output
+        return self._count_bias_once(output, chosen, weights) if self.has_bias else output
+
+    def _count_bias_once(self, output: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Tensor parallelism adds up what processes make of their slices of each expert, and each has added the whole bias."""
+        bias = getattr(self, "gate_up_proj_bias" if self.has_gate else "up_proj_bias")
+        of_others = 1 - bias.shape[-1] / self.config.moe_intermediate_size / (2 if self.has_gate else 1)
+        if not of_others:
+            return output
+        shares = weights.new_zeros(len(weights), self.num_experts).scatter_add(1, chosen, weights)
+        # Detached: the gradient of the bias is whole in each process
+        return output - (of_others * (shares @ self.down_proj_bias.detach().to(shares.dtype))).to(output.dtype)
 
     def run_eagerly(self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """As `forward`, one expert after the other."""
