@@ -28,6 +28,7 @@ PUBLISHED = {
     "led-base": {hf.AutoModelForSeq2SeqLM: 161_844_480},
     "llama-smollm2-135m": {hf.AutoModelForCausalLM: 134_515_008},
     "longformer-base": {hf.AutoModel: 148_659_456, hf.AutoModelForMaskedLM: 148_711_257},
+    "mixtral-8x7b": {hf.AutoModelForCausalLM: 46_702_792_704},
     "modernbert-base": {hf.AutoModel: 149_014_272, hf.AutoModelForMaskedLM: 149_655_232},
     "pegasus-large": {hf.AutoModelForSeq2SeqLM: 568_699_904},
     "qwen3-0.6b": {hf.AutoModelForCausalLM: 596_049_920},
@@ -147,6 +148,7 @@ NATIVE = {
     "led-base": (native_led, "^$"),
     "llama-smollm2-135m": (native_llama, "^$"),
     "longformer-base": (native_longformer, "^$"),
+    "mixtral-8x7b": (lambda: hf.MixtralForCausalLM(hf.MixtralConfig()), "^$"),
     "modernbert-base": (lambda: hf.ModernBertForMaskedLM(hf.ModernBertConfig()), "^$"),
     # Pegasus and Marian keep their sinusoids as frozen parameters; a sinusoid is computed, not learned
     "pegasus-large": (native_pegasus, r"embed_positions"),

@@ -82,6 +82,8 @@ def random_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, s
     """A model in evaluation mode with random weights, every tensor of it moved off its start."""
     torch.manual_seed(seed)
     model = model_class(config).eval()
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # the default wants widths that are multiples of 4
     if config.model_type in ("t5", "mt5") and hasattr(model, "lm_head") and seed % 2:
         # Their config ties the head whatever it is told; a checkpoint with a head of its own unties it
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
@@ -229,6 +231,21 @@ def llama(rng: random.Random) -> dict[str, Any]:
 
 def mistral(rng: random.Random) -> dict[str, Any]:
     return decoder(rng) | {"sliding_window": rng.choice([None, 3, 7])}
+
+
+def experts(rng: random.Random) -> dict[str, Any]:
+    """Of a router and its experts; without jitter, which is drawn from another stream natively."""
+    num_experts = rng.choice([3, 4, 5])
+    return {
+        "num_experts": num_experts,
+        "num_experts_per_tok": rng.choice([2, 3]),
+        "router_aux_loss_coef": rng.choice([0.001, 0.02]),
+    }
+
+
+def mixtral(rng: random.Random) -> dict[str, Any]:
+    fields = mistral(rng) | experts(rng)
+    return fields | {"num_local_experts": fields.pop("num_experts")}
 
 
 def windows(rng: random.Random, layers: int) -> dict[str, Any]:
@@ -413,6 +430,7 @@ DRAW: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "gpt2": gpt2,
     "llama": llama,
     "mistral": mistral,
+    "mixtral": mixtral,
     "qwen2": qwen2,
     "qwen3": qwen3,
     "gemma2": gemma2,

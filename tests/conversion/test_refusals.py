@@ -109,6 +109,15 @@ INEXPRESSIBLE = [
     ("mistral", {"attention_patterns": ["chunked:4"]}, "attention_patterns"),
     ("mistral", {"attention_patterns": ["full"], "memory_length": 3}, "memory_length"),
     ("mistral", {"attention_bias": True}, "attention_bias"),
+    ("llama", {"num_experts": 2}, "num_experts"),
+    ("mixtral", {"norm_topk_prob": False}, "norm_topk_prob"),
+    ("mixtral", {"mlp_layer_types": ["sparse", "dense"]}, "mlp_layer_types"),
+    ("mixtral", {"num_shared_experts": 1}, "num_shared_experts"),
+    ("mixtral", {"routed_scaling_factor": 2.5}, "routed_scaling_factor"),
+    ("mixtral", {"router_type": "sigmoid_bias"}, "router_type"),
+    ("mixtral", {"expert_capacity_factor": 1.25}, "expert_capacity_factor"),
+    ("mixtral", {"gated_mlp": False}, "gated_mlp"),
+    ("mixtral", {"mlp_bias": True}, "mlp_bias"),
     ("qwen2", {"attention_patterns": ["sliding_window:4", "sliding_window:3"]}, "attention_patterns"),
     ("qwen3", {"attention_patterns": ["sliding_window:4", "chunked:4"]}, "attention_patterns"),
     ("qwen3", {"attention_patterns": ["local_global:4,tokens=1"]}, "attention_patterns"),
@@ -181,6 +190,11 @@ def test_sizes_that_no_foreign_config_can_have_are_refused():
     }
     with pytest.raises(ValueError, match=r"^bert cannot express this form: .*hidden"):
         to_hf(build(form_of("bert", sizes, "AutoModel")), "bert")
+
+
+def test_a_form_without_experts_is_no_mixtral():
+    with pytest.raises(ValueError, match=r"^mixtral cannot express this form: `num_experts=0`"):
+        to_hf(build(tiny("decoder"), AutoModelForCausalLM), "mixtral")
 
 
 # (family, foreign fields, the field that is named)

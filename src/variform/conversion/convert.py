@@ -179,7 +179,8 @@ def plan_folder(
     if config.model_type in AUTO_MAP:
         name = auto_class_of_ours(architecture, config)
         family = choose_family(config, name, to)
-        return engine.outwards(family, config, name, checkpoint.specs, checkpoint.__getitem__)
+        conversion = engine.outwards(family, config, name, checkpoint.specs, checkpoint.__getitem__)
+        return engine.as_stored(conversion, family, name)
     family = family_of(config)
     name = family.auto_class_of(architecture, auto_class)
     return engine.inwards(family, config, name, checkpoint.specs, checkpoint.__getitem__)

@@ -4,7 +4,7 @@ import copy
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -70,6 +70,25 @@ class Recipe(NamedTuple):
     convert: Callable[[list[torch.Tensor]], list[torch.Tensor]]
     result: int
 
+    def then(self, move: Move, result: int) -> "Recipe":
+        """The recipe of one of the tensors that `move` makes of this one's."""
+        return Recipe(self.sources, lambda tensors: move.convert([self.convert(tensors)[self.result]]), result)
+
+    def after(self, merges: Mapping[str, Move]) -> "Recipe":
+        """The same from the sources of `merges`, which make some of this one's."""
+        if not any(name in merges for name in self.sources):
+            return self
+        parts = [merges[name].sources if name in merges else (name,) for name in self.sources]
+
+        def convert(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+            left = iter(tensors)
+            given = [[next(left) for _ in names] for names in parts]
+            return self.convert(
+                [merges[n].convert(own)[0] if n in merges else own[0] for n, own in zip(self.sources, given)]
+            )
+
+        return Recipe(tuple(name for names in parts for name in names), convert, self.result)
+
 
 @dataclass
 class Conversion:
@@ -120,6 +139,8 @@ def inwards(
         family.foreign_class(auto_class),
         family.our_class(auto_class),
     )
+    merges = merges_of(family, foreign, auto_class, stored)
+    stored, read = merge(merges, stored, read)
     blueprint = Blueprint(foreign_class, foreign)
     present, unused = find_names(blueprint, stored, {"", family.prefix}, {"", family.prefix_of(auto_class)})
     resolved = blueprint.resolve(present, read)
@@ -147,6 +168,7 @@ def inwards(
     if untied:
         raise ValueError(f"The checkpoint gives {shown(untied)} other values than the tensors that they are tied to.")
     specs = check_shapes(recipes, ours, {**absent, **stored})
+    recipes = {name: recipe.after(merges) for name, recipe in recipes.items()}
     unused = [name for name in unused if not any(re.fullmatch(pattern, name) for pattern in family.ignored)]
     return Conversion(our_class, form, recipes, specs, absent, unused)
 
@@ -177,6 +199,50 @@ def outwards(
     recipes, _ = gather(moves, {**resolved, **{name: name for name in given}}, blueprint)
     specs = check_shapes(recipes, blueprint, {**given, **stored})
     return Conversion(foreign_class, foreign, recipes, specs, given, unused)
+
+
+def as_stored(conversion: Conversion, family: Family, auto_class: str) -> Conversion:
+    """A conversion to a foreign class, with tensors as transformers stores them rather than as the class holds them."""
+    moves, _ = plan(family.stored_table(conversion.config, auto_class), conversion.recipes, outwards=False)
+    splits = {move.sources[0]: move for move in moves}
+    recipes, specs = {}, {}
+    for name, recipe in conversion.recipes.items():
+        if name not in splits:
+            recipes[name], specs[name] = recipe, conversion.specs[name]
+            continue
+        parts = splits[name].convert([conversion.specs[name]])
+        for index, (part, spec) in enumerate(zip(splits[name].targets, parts, strict=True)):
+            recipes[part], specs[part] = recipe.then(splits[name], index), spec
+    return replace(conversion, recipes=recipes, specs=specs)
+
+
+def merges_of(family: Family, foreign: PreTrainedConfig, auto_class: str, stored: Iterable[str]) -> dict[str, Move]:
+    """{name: how it is made of stored tensors}, of those that transformers stores otherwise than its class holds them."""
+    names = list(stored)
+    moves, _ = plan(family.stored_table(foreign, auto_class), names, outwards=True)
+    needed = {source for move in moves for source in move.sources}
+    refuse_missing(family.foreign_class(auto_class), sorted(needed.difference(names)))
+    return {move.targets[0]: move for move in moves}
+
+
+def merge(
+    merges: Mapping[str, Move], stored: Mapping[str, torch.Tensor], read: Read
+) -> tuple[dict[str, torch.Tensor], Read]:
+    """The specs of a checkpoint, and what reads its tensors, as if it held what `merges` make."""
+    parts = {source for move in merges.values() for source in move.sources}
+    specs = {name: spec for name, spec in stored.items() if name not in parts}
+    for name, move in merges.items():
+        try:
+            (specs[name],) = move.convert([stored[source].to("meta") for source in move.sources])
+        except RuntimeError as error:
+            raise ValueError(f"{shown(list(move.sources))} do not go into one {name!r}: {error}") from error
+
+    def read_merged(name: str) -> torch.Tensor:
+        if name not in merges:
+            return read(name)
+        return merges[name].convert([read(source) for source in merges[name].sources])[0]
+
+    return specs, read_merged
 
 
 def find_names(
@@ -243,14 +309,17 @@ def check_shapes(
     Raises:
         ValueError: if a tensor comes out in another shape than the model's.
     """
-    specs = {}
+    specs: dict[str, torch.Tensor] = {}
+    results: dict[tuple[str, ...], list[torch.Tensor]] = {}
     for name, recipe in recipes.items():
-        made = recipe.convert([stored[source].to("meta") for source in recipe.sources])[recipe.result]
+        if recipe.sources not in results:
+            results[recipe.sources] = recipe.convert([stored[source].to("meta") for source in recipe.sources])
+        made = results[recipe.sources][recipe.result]
         wanted = blueprint.specs[name].shape
         if made.shape != wanted:
-            sources = ", ".join(f"{source!r} {tuple(stored[source].shape)}" for source in recipe.sources)
+            shapes = [f"{source!r} {tuple(stored[source].shape)}" for source in recipe.sources]
             raise ValueError(
-                f"{sources} gives {name!r} the shape {tuple(made.shape)}, but the config says {tuple(wanted)}."
+                f"{listed(shapes)} gives {name!r} the shape {tuple(made.shape)}, but the config says {tuple(wanted)}."
             )
         specs[name] = made
     return specs
@@ -276,5 +345,10 @@ def refuse_missing(model_class: type[PreTrainedModel], names: list[str]) -> None
 
 def shown(names: list[str]) -> str:
     """Some of the names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(repr(name) for name in names[:SHOWN]) + more
+    return listed([repr(name) for name in names])
+
+
+def listed(words: list[str]) -> str:
+    """Some of the words, and how many more there are."""
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return ", ".join(words[:SHOWN]) + more

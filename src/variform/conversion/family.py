@@ -1,7 +1,6 @@
 """What a family file says, and the two directions of its config map."""
 
 import copy
-import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,6 +14,7 @@ from transformers.utils import logging
 
 from ..model import configuration_variform, modeling_variform
 from ..model.configuration_variform import AUTO_MAP
+from .compare import NOT_FORM, comparable, is_same
 from .tables import Row, as_pattern
 
 logger = logging.get_logger(__name__)
@@ -47,6 +47,10 @@ TRAINING_FIELDS = frozenset(
         "layerdrop",
         "label_smoothing",
         "z_loss_coef",
+        "router_aux_loss_coef",
+        "router_z_loss_coef",
+        "router_jitter_noise",
+        "router_bias_update_rate",
         "initializer_range",
         "use_cache",
     ]
@@ -118,6 +122,8 @@ class Family:
         idle: {foreign name: the one it is tied to}, of tensors that nothing reads where they are not tied: they come in
             as unused and go out as copies.
         ignored: patterns of tensors that old checkpoints carry and nothing reads.
+        stored: the foreign config -> rows from the base model's tensors to those in a checkpoint (as `ours`), where
+            transformers stores them otherwise than its class holds them.
     """
 
     model_type: str
@@ -136,6 +142,7 @@ class Family:
     computed: Mapping[str, Callable[[PreTrainedConfig], torch.Tensor]] = field(default_factory=dict)
     idle: Mapping[str, str] = field(default_factory=dict)
     ignored: Sequence[str] = ()
+    stored: Callable[[PreTrainedConfig], Sequence[Row]] = lambda foreign: ()
 
     @property
     def config_class(self) -> type[PreTrainedConfig]:
@@ -153,6 +160,11 @@ class Family:
         ours = "" if auto_class == "AutoModel" else "model."
         base = [row.prefixed(self.prefix_of(auto_class), ours) for row in self.rows(form)]
         return [*self.heads[auto_class].rows, *base]
+
+    def stored_table(self, foreign: PreTrainedConfig, auto_class: str) -> list[Row]:
+        """The rows of `stored`, under each prefix that a checkpoint may have."""
+        prefixes = dict.fromkeys((self.prefix_of(auto_class), self.prefix, ""))
+        return [row.prefixed(prefix, prefix) for prefix in prefixes for row in self.stored(foreign)]
 
     def computed_tensors(
         self, foreign: PreTrainedConfig, auto_class: str, names: Iterable[str]
@@ -273,9 +285,10 @@ class Family:
     def _differences(self, form: PreTrainedConfig, foreign: PreTrainedConfig, auto_class: str) -> dict[str, Any]:
         """{our field: what the foreign class has instead}, among the fields that this head reads."""
         back, wanted = comparable(self._read(foreign, auto_class)), comparable(form)
+        # First what both have: a field that is read on one side only is so because of another
         return {
             name: back.get(name)
-            for name, value in wanted.items()
+            for name, value in sorted(wanted.items(), key=lambda item: item[0] not in back)
             if not is_same(back.get(name), value)
             and name not in self.by_weights
             and auto_class in READERS.get(name.rpartition(".")[2], (auto_class,))
@@ -319,59 +332,6 @@ def plain_value(form: PreTrainedConfig, name: str) -> Any:
         return {*value} == {*"qkvo"}  # biases on some projections
     is_real = name.rpartition(".")[2] in REAL_FIELDS
     return float(value) if is_real and value is not None else value
-
-
-def comparable(form: PreTrainedConfig) -> dict[str, Any]:
-    """All fields that say what a form computes, with their defaults resolved; stacks after `encoder.` and `decoder.`."""
-    values: dict[str, Any] = {}
-    for f in fields(form):
-        value = getattr(form, f.name)
-        if isinstance(value, PreTrainedConfig):
-            values |= {f"{f.name}.{name}": inner for name, inner in comparable(value).items()}
-        elif f.name not in NOT_FORM and NEEDS.get(f.name, lambda form: True)(form):
-            values[f.name] = RESOLVED.get(f.name, lambda form, name=f.name: getattr(form, name))(form)
-    return values
-
-
-def is_same(value: Any, other: Any) -> bool:
-    """Equality, up to rounding for what was computed from a rounded number."""
-    if isinstance(value, float) and isinstance(other, float):
-        return math.isclose(value, other, rel_tol=1e-9)
-    return value == other
-
-
-NOT_FORM = {f.name for f in fields(PreTrainedConfig)} | {
-    "origin",
-    "variform_version",
-    "is_encoder_decoder",
-    "use_cache",
-}
-# Fields that can be said in two ways, in one of them
-RESOLVED: dict[str, Callable[[Any], Any]] = {
-    "attention_patterns": lambda form: [str(form.pattern_of(i)) for i in range(form.num_hidden_layers)],
-    "rope_parameters": lambda form: [form.rope_parameters_of(layer_type) for layer_type in form.layer_types],
-    "attention_bias": lambda form: sorted(form.biased_projections),
-    "attention_scale": lambda form: form.attention_scale or form.head_dim**-0.5,
-    "embedding_scale": lambda form: (
-        form.embedding_size**0.5 if form.embedding_scale == "sqrt" else form.embedding_scale
-    ),
-    "num_hidden_groups": lambda form: form.num_hidden_groups or form.num_hidden_layers,
-    "head_act": lambda form: form.head_act or form.hidden_act,
-    "head_bias": lambda form: form.mlp_bias if form.head_bias is None else form.head_bias,
-}
-# When a field that is not always read is read
-NEEDS: dict[str, Callable[[Any], bool]] = {
-    "max_position_embeddings": lambda form: form.position_embedding_type in ("learned", "axial", "sinusoidal", "rope"),
-    "axial_shape": lambda form: form.position_embedding_type == "axial",
-    "axial_dims": lambda form: form.position_embedding_type == "axial",
-    "position_offset": lambda form: form.position_embedding_type in ("learned", "sinusoidal"),
-    "sinusoidal_layout": lambda form: form.position_embedding_type == "sinusoidal",
-    "sinusoidal_exponent": lambda form: form.position_embedding_type == "sinusoidal",
-    "relative_attention_num_buckets": lambda form: form.position_embedding_type == "relative_bias",
-    "relative_attention_max_distance": lambda form: form.position_embedding_type == "relative_bias",
-    "rope_parameters": lambda form: form.position_embedding_type == "rope",
-    "norm_bias": lambda form: form.norm_type == "layer_norm",
-}
 
 
 def patterns(foreign: PreTrainedConfig) -> list[str]:

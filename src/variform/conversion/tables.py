@@ -20,7 +20,7 @@ PLACES = {
 class Operation(NamedTuple):
     """A reversible operation on tensors: `apply` from the foreign layout to ours, `revert` back.
 
-    Both take and return a list; `count` is the number of tensors on our side.
+    Both take and return a list; the second argument is the number of tensors to make.
     """
 
     apply: Callable[[list[torch.Tensor], int], list[torch.Tensor]]
@@ -36,27 +36,42 @@ OPERATIONS = {
     "squeeze": Operation(lambda tensors, _: [tensors[0][0]], lambda tensors, _: [tensors[0][None]]),
     # ... or of one column
     "squeeze_second": Operation(lambda tensors, _: [tensors[0][:, 0]], lambda tensors, _: [tensors[0][:, None]]),
+    # One tensor of all experts (experts, out, in) is a matrix each
+    "unstack": Operation(lambda tensors, _: list(tensors[0]), lambda tensors, _: [torch.stack(tensors)]),
+    # ... or two, the gate's and the other's, one above the other
+    "unstack_pairs": Operation(
+        lambda tensors, _: [half for matrix in tensors[0] for half in matrix.chunk(2)],
+        lambda tensors, _: [torch.stack([torch.cat(pair) for pair in zip(tensors[::2], tensors[1::2])])],
+    ),
+    # Their matrices are one tensor of ours
+    "stack": Operation(lambda tensors, _: [torch.stack(tensors)], lambda tensors, _: list(tensors[0])),
 }
 
 
 class Row(NamedTuple):
     """One line of a name table: `foreign` is `ours` after `operations`, applied from left to right.
 
-    Names hold placeholders (`PLACES`), such as `{i}` for a layer's number; both sides hold the same ones.
+    Names hold placeholders (`PLACES`), such as `{i}` for a layer's number; both sides hold the same ones. Either side may be
+    several names, where a tensor of the other one is split.
     """
 
-    foreign: str
+    foreign: str | tuple[str, ...]
     ours: str | tuple[str, ...]
     operations: tuple[str, ...] = ()
 
     @property
+    def foreign_parts(self) -> tuple[str, ...]:
+        return (self.foreign,) if isinstance(self.foreign, str) else self.foreign
+
+    @property
     def parts(self) -> tuple[str, ...]:
-        """Our names: several where the foreign tensor is split."""
+        """Our names."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
     def prefixed(self, foreign: str, ours: str) -> "Row":
         """The row with a prefix on either side, as under a head."""
-        return Row(foreign + self.foreign, tuple(ours + part for part in self.parts), self.operations)
+        theirs = tuple(foreign + part for part in self.foreign_parts)
+        return Row(theirs, tuple(ours + part for part in self.parts), self.operations)
 
 
 class Move(NamedTuple):
@@ -81,7 +96,7 @@ def plan(rows: Sequence[Row], names: Iterable[str], *, outwards: bool) -> tuple[
     patterns = [
         (re.compile(as_pattern(template)), row)
         for row in rows
-        for template in (row.parts if outwards else (row.foreign,))
+        for template in (row.parts if outwards else row.foreign_parts)
     ]
     moves: dict[tuple[str, ...], Move] = {}
     unmatched = []
@@ -99,8 +114,8 @@ def plan(rows: Sequence[Row], names: Iterable[str], *, outwards: bool) -> tuple[
 
 def make_move(row: Row, places: Mapping[str, str], outwards: bool) -> Move:
     """The move that a row describes, with its placeholders filled in."""
-    foreign, ours = (row.foreign.format(**places),), tuple(part.format(**places) for part in row.parts)
-    count = len(ours)
+    foreign, ours = (tuple(part.format(**places) for part in parts) for parts in (row.foreign_parts, row.parts))
+    count = len(foreign if outwards else ours)
 
     def convert(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         for name in reversed(row.operations) if outwards else row.operations:
