@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .block_attention import block_attention
 from .block_plan import BlockPlan
+from .late_plan import LatePlan, attend_late
 from .lsh import HashedTexts, OwnKeys, as_key, attend_in_chunks, see_by_hash
 from .norms import make_norm, mark_residual_writer
 from .patterns import LocalGlobal, Lsh, SlidingWindow
@@ -249,6 +250,8 @@ class Attention(nn.Module):
         options |= {**self.options, **kwargs}
         if isinstance(attention_mask, BlockPlan):
             output, weights = attend_in_blocks(query, key, value, attention_mask, **options), None
+        elif isinstance(attention_mask, LatePlan):
+            output, weights = attend_late(query, key, value, attention_mask, **options), None
         elif isinstance(attention_mask, HashedTexts):
             hashing = (self.hashing, layer_idx, self.is_causal)
             output, weights = attend_in_chunks(query, key, value, attention_mask, *hashing, **options), None

@@ -92,65 +92,87 @@ def block_attention(
     Returns:
         `(N, H, D)`.
     """
-    device = query.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = autocast(query, key, value)
     sharing = query.shape[1] // key.shape[1]
     if sharing > 1 and any(is_apart(group.heads, sharing) for group in plain_groups(plan)):
         key, value = (states.repeat_interleave(sharing, dim=1) for states in (key, value))
-    query, key, value = pack(query), pack(key), pack(value)
     if bias is not None:
         bias = bias[:, plan.columns]  # (H, distances)
     seed = int(torch.randint(2**62, ())) if dropout > 0 else 0
-    with torch.autocast(device, enabled=False):
-        return BlockAttention.apply(query, key, value, bias, sinks, plan, Scoring(scaling, softcap, dropout), seed)
+    return BlockAttention.apply(query, key, value, bias, sinks, plan, Scoring(scaling, softcap, dropout), seed)
 
 
 class BlockAttention(torch.autograd.Function):
-    """The calls of a plan one after the other. The backward makes the weights anew, and drops the same ones."""
+    """`attend_by_plan`. The backward makes the weights anew, and drops the same ones."""
 
     @staticmethod
     def forward(ctx: Any, query, key, value, bias, sinks, plan: BlockPlan, scoring: Scoring, seed: int):
-        states = States(query, key, value, bias)
-        is_fused = is_fusible(query, scoring)
-        attend = attend_fused if is_fused else attend_explicitly
-        generator = torch.Generator(query.device).manual_seed(seed)
-        is_merged = len(plan.rounds) > 1 or sinks is not None
-        total = nothing_attended(query, widen(query.dtype) if is_merged else query.dtype)
-        for number, groups in enumerate(plan.rounds):
-            found = total if number == 0 else nothing_attended(query, widen(query.dtype))
-            for call in calls(groups, key):
-                go_forward(call, states, found, attend, scoring, generator)
-            total = found if number == 0 else merge(total, found)
-        if sinks is not None:
-            sums = sinks[:, None].to(total.log_sum.dtype)
-            total = merge(total, Attended(torch.zeros_like(sums), sums))
-        output = total.output.to(query.dtype)
-        ctx.save_for_backward(query, key, value, bias, sinks, output, total.log_sum)
-        # The fused kernel gives no gradient of the mask, to which the bias belongs
-        ctx.is_fused = is_fused and not ctx.needs_input_grad[3]
+        total = attend_by_plan(States(query, key, value, bias), sinks, plan, scoring, seed)
+        ctx.save_for_backward(query, key, value, bias, sinks, *total)
         ctx.plan, ctx.scoring, ctx.seed = plan, scoring, seed
-        return output
+        return total.output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
-        query, key, value, bias, sinks, *attended = ctx.saved_tensors
-        states, total, grad = States(query, key, value, bias), Attended(*attended), pack(grad)
-        go_back = go_back_fused if ctx.is_fused else go_back_explicitly
-        generator = torch.Generator(query.device).manual_seed(ctx.seed)
-        sums = zero_sums(states._replace(bias=bias if ctx.needs_input_grad[3] else None))
-        with torch.autocast(query.device.type, enabled=False):
-            for groups in ctx.plan.rounds:
-                for call in calls(groups, key):
-                    go_backward(call, states, total, grad, sums, go_back, ctx.scoring, generator)
-        gradients = [None if part is None else part.to(own.dtype) for own, part in zip(states, sums)]
-        d_sinks = None
-        if sinks is not None:
-            d_sums = (sinks[:, None] - total.log_sum).exp() * -(grad * total.output).sum(-1, keepdim=True)
-            d_sinks = d_sums.sum((0, 2)).to(sinks.dtype)
-        return *gradients, d_sinks, None, None, None
+        *states, sinks, output, log_sum = ctx.saved_tensors
+        total, learns_bias = Attended(output, log_sum), ctx.needs_input_grad[3]
+        sums, d_sinks = go_back_by_plan(
+            grad, States(*states), sinks, total, ctx.plan, ctx.scoring, ctx.seed, learns_bias=learns_bias
+        )
+        return *sums, d_sinks, None, None, None
+
+
+def attend_by_plan(
+    states: States, sinks: torch.Tensor | None, plan: BlockPlan, scoring: Scoring, seed: int
+) -> Attended:
+    """What the rows take from the keys that a plan shows them: its calls one after the other."""
+    states = pack_all(states)
+    query, device = states.query, states.query.device
+    attend = attend_fused if is_fusible(query, scoring) else attend_explicitly
+    generator = torch.Generator(device).manual_seed(seed)
+    is_merged = len(plan.rounds) > 1 or sinks is not None
+    total = nothing_attended(query, widen(query.dtype) if is_merged else query.dtype)
+    with torch.autocast(device.type, enabled=False):
+        for number, groups in enumerate(plan.rounds):
+            found = total if number == 0 else nothing_attended(query, widen(query.dtype))
+            for call in calls(groups, states.key):
+                go_forward(call, states, found, attend, scoring, generator)
+            total = found if number == 0 else merge(total, found)
+    if sinks is not None:
+        sums = sinks[:, None].to(total.log_sum.dtype)
+        total = merge(total, Attended(torch.zeros_like(sums), sums))
+    return Attended(total.output.to(query.dtype), total.log_sum)
+
+
+def go_back_by_plan(
+    grad: torch.Tensor,
+    states: States,
+    sinks: torch.Tensor | None,
+    total: Attended,
+    plan: BlockPlan,
+    scoring: Scoring,
+    seed: int,
+    *,
+    learns_bias: bool,
+) -> tuple[States, torch.Tensor | None]:
+    """The gradients of what `attend_by_plan` read, and that of the sinks."""
+    states, grad = pack_all(states), pack(grad)
+    query, device = states.query, states.query.device
+    # The fused kernel gives no gradient of the mask, to which the bias belongs
+    go_back = go_back_fused if is_fusible(query, scoring) and not learns_bias else go_back_explicitly
+    generator = torch.Generator(device).manual_seed(seed)
+    sums = zero_sums(states if learns_bias else states._replace(bias=None))
+    with torch.autocast(device.type, enabled=False):
+        for groups in plan.rounds:
+            for call in calls(groups, states.key):
+                go_backward(call, states, total, grad, sums, go_back, scoring, generator)
+    d_sinks = None
+    if sinks is not None:
+        d_sums = (sinks[:, None] - total.log_sum).exp() * -(grad * total.output).sum(-1, keepdim=True)
+        d_sinks = d_sums.sum((0, 2)).to(sinks.dtype)
+    narrowed = (None if part is None else part.to(own.dtype) for own, part in zip(states, sums))
+    return States(*narrowed), d_sinks
 
 
 def go_forward(
@@ -221,6 +243,19 @@ def zero_sums(states: States) -> States:
 def widen(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def autocast(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The states in the dtype of autocast, where it is on."""
+    device = states[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return states
+    return tuple(part.to(torch.get_autocast_dtype(device)) for part in states)
+
+
+def pack_all(states: States) -> States:
+    """The queries, keys and values packed."""
+    return States(pack(states.query), pack(states.key), pack(states.value), states.bias)
 
 
 def pack(states: torch.Tensor) -> torch.Tensor:

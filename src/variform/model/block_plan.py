@@ -206,9 +206,14 @@ def make_plan(
     columns = None
     if bias_index is not None:
         longest = max((text.length for text in first_rows), default=1)
-        distance = torch.arange(1 - longest, longest, device=device)
-        columns = bias_index((-distance).clamp(min=0), distance.clamp(min=0))
+        columns = columns_of_distances(bias_index, longest, device)
     return BlockPlan(tuple(map(tuple, rounds)), columns)
+
+
+def columns_of_distances(bias_index: Callable, longest: int, device: torch.device | str | None) -> torch.Tensor:
+    """`BlockPlan.columns` for texts of up to `longest` tokens. Args: bias_index: as in `make_plan`."""
+    distance = torch.arange(1 - longest, longest, device=device)
+    return bias_index((-distance).clamp(min=0), distance.clamp(min=0))
 
 
 def make_sorted_plan(

@@ -19,9 +19,11 @@ from transformers.masking_utils import (
 from transformers.utils import is_torch_flex_attn_available, is_torchdynamo_compiling
 
 from .attention import SPELLED_OUT, GlobalRows
-from .block_plan import BlockPlan, make_plan, planned_scores
+from .block_plan import BlockPlan, columns_of_distances, make_plan, planned_scores
+from .late_plan import LatePlan
 from .lsh import HashedTexts
-from .patterns import Full, LocalGlobal, Lsh, Pairs, Pattern, PrefixLm, Text
+from .patterns import Full, LocalGlobal, Lsh, Pattern, PrefixLm, Text
+from .texts import Texts, mask_function
 
 if is_torch_flex_attn_available():
     from torch.nn.attention.flex_attention import create_block_mask
@@ -30,61 +32,6 @@ if is_torch_flex_attn_available():
 SHORTEST_FOR_BLOCKS = 256
 # One score of a plan costs as much as 1.2 to 2.4 of the dense kernel's: small tiles, gathers, half-hidden tiles
 COST_OF_A_PLANNED_SCORE = 2
-
-
-class Texts(NamedTuple):
-    """Where the texts of a batch lie in its slots. A row is one text, or several where documents are packed."""
-
-    starts: torch.Tensor  # (B, 1) or, packed, (B, S): the slot of the first token of each slot's text
-    lengths: torch.Tensor  # the same shape: tokens of that text
-    documents: torch.Tensor | None  # (B, S): the number of each slot's document, where several are packed
-    marked: torch.Tensor | None  # (B, S): tokens that the caller's `global_attention_mask` makes global
-    prefix: torch.Tensor | None  # (B,): tokens of a prefix language model's prefix
-
-    def pairs(self, batch_idx: Any, q_idx: Any, kv_idx: Any, is_causal: bool) -> Pairs:
-        """The pairs of places of pairs of slots; all indices broadcast against each other."""
-        # Indices are tensors throughout: a compiled FlexAttention takes no numbers among them
-        row = batch_idx if self.starts.shape[0] > 1 else batch_idx * 0
-        slot = q_idx if self.starts.shape[1] > 1 else q_idx * 0
-        start = self.starts[row, slot]
-        return Pairs(
-            q_idx - start,
-            kv_idx - start,
-            self.lengths[row, slot],
-            is_causal,
-            self._is_marked(batch_idx, q_idx),
-            self._is_marked(batch_idx, kv_idx),
-            0 if self.prefix is None else self.prefix[batch_idx],
-        )
-
-    def rows(
-        self, batch: int, num_slots: int, is_causal: bool, attention_mask: torch.Tensor | None
-    ) -> list[tuple[Text, int]] | None:
-        """Each text with the number of its first row, where the slots of all batch rows lie end to end.
-
-        None where a text has padding inside.
-        """
-        if attention_mask is not None:
-            real = attention_mask.bool()
-            inside = torch.arange(num_slots, device=real.device) - self.starts.expand(batch, -1)
-            if not torch.equal((inside >= 0) & (inside < self.lengths.expand(batch, -1)), real):
-                return None
-        starts, lengths = (part.expand(batch, -1).tolist() for part in (self.starts, self.lengths))
-        marked = [[]] * batch if self.marked is None else [row.nonzero().flatten().tolist() for row in self.marked]
-        prefix = [0] * batch if self.prefix is None else self.prefix.expand(batch).tolist()
-        found = []
-        for number in range(batch):
-            for start, length in dict.fromkeys(zip(starts[number], lengths[number])):
-                own = tuple(slot - start for slot in marked[number] if start <= slot < start + length)
-                if length > 0:
-                    found.append((Text(length, is_causal, own, prefix[number]), number * num_slots + start))
-        return found
-
-    def _is_marked(self, batch_idx: Any, slot: Any) -> Any:
-        if self.marked is None:
-            return False
-        last = self.marked.shape[1] - 1  # tokens that are generated later are not global
-        return self.marked[batch_idx, slot.clamp(min=0, max=last)] & (slot <= last)
 
 
 def lay_out(
@@ -144,27 +91,6 @@ class Scene(NamedTuple):
         return num_queries, self.cache.get_seq_length(layer_idx), *self.cache.get_mask_sizes(num_queries, layer_idx)
 
 
-def mask_function(pattern: Pattern, texts: Texts, is_causal: bool, num_heads: int) -> Callable:
-    """The truth about a batch, `(batch, head, query, key) -> bool`, in the signature that transformers' masks and
-    FlexAttention share. Padding is hidden elsewhere; other documents are hidden here."""
-    heads = pattern.by_head(num_heads)
-
-    def is_seen(batch_idx, head_idx, q_idx, kv_idx):
-        pairs = texts.pairs(batch_idx, q_idx, kv_idx, is_causal)
-        if len(heads) == 1:
-            seen = next(iter(heads)).visible(pairs)
-        else:
-            seen = torch.zeros_like(pairs.query == pairs.key)
-            for own_pattern, own_heads in heads.items():
-                is_own = torch.isin(head_idx, torch.tensor(own_heads, device=q_idx.device))
-                seen = seen | (own_pattern.visible(pairs) & is_own)
-        if texts.documents is not None:
-            seen = seen & (texts.documents[batch_idx, q_idx] == texts.documents[batch_idx, kv_idx])
-        return seen
-
-    return is_seen
-
-
 def simplify(pattern: Pattern, scene: Scene) -> Pattern:
     """`full` in place of a pattern that hides nothing in texts as short as these: they run the code of full attention."""
     if is_traced() or (scene.cache is not None and scene.cache.is_compileable):
@@ -182,12 +108,13 @@ def is_plain_full(pattern: Pattern, scene: Scene) -> bool:
 
 def lower_to_plan(
     pattern: Pattern, scene: Scene, bias_index: Callable | None = None
-) -> BlockPlan | HashedTexts | None:
+) -> BlockPlan | LatePlan | HashedTexts | None:
     """The plan by which the block kernel computes a pattern, where that gives the same result and is cheaper; else None.
 
-    The kernel stands in for the default backends. It does not continue a cache, it is not traced, and it takes no score bias that each
-    layer makes for its own queries. Of chunks that are sorted by hash, each layer makes the plan for its own queries; they
-    take no score bias.
+    The kernel stands in for the default backends. It does not continue a cache, and it takes no score bias that each layer
+    makes for its own queries. Of chunks that are sorted by hash, each layer makes the plan for its own queries; they take no
+    score bias. Under torch.compile, where shapes alone are known, the plan is made when the graph runs; an exported program
+    has a mask, and so needs none of our code.
 
     Args:
         bias_index: `(queries' places, keys' places)` -> columns of the score bias's table, for schemes that have one.
@@ -195,13 +122,19 @@ def lower_to_plan(
     batch, length = scene.hidden_states.shape[:2]
     is_growing = scene.cache is None or not scene.cache.is_compileable
     if (
-        is_traced()
+        torch.jit.is_tracing()
+        or torch.compiler.is_exporting()
         or length < SHORTEST_FOR_BLOCKS
         or not leaves_blocks(scene.config._attn_implementation)
         or scene.config.position_embedding_type == "transformer_xl"
         or not (is_growing and is_first_call(scene.cache))
     ):
         return None
+    if is_torchdynamo_compiling():
+        if isinstance(pattern, (Full, Lsh)):
+            return None
+        columns = None if bias_index is None else columns_of_distances(bias_index, length, scene.hidden_states.device)
+        return late_plan(pattern, scene, columns)
     is_causal, num_heads = scene.config.is_causal_stack, scene.config.num_attention_heads
     rows = scene.texts.rows(batch, length, is_causal, scene.attention_mask)
     if rows is None:
@@ -217,6 +150,20 @@ def lower_to_plan(
     if planned * COST_OF_A_PLANNED_SCORE >= dense:
         return None
     return make_plan(pattern, rows, num_heads=num_heads, bias_index=bias_index, device=scene.hidden_states.device)
+
+
+def late_plan(pattern: Pattern, scene: Scene, columns: torch.Tensor | None) -> LatePlan:
+    """What the plan of a pattern will be made from. Args: columns: of the score bias, as in `BlockPlan`."""
+    config, layer = scene.config, getattr(pattern, "layer", 0)
+    heads_differ = len(pattern.by_head(config.num_attention_heads)) > 1
+    spec = constant_string(pattern)
+    return LatePlan(spec, layer, config.is_causal_stack, heads_differ, scene.texts, scene.attention_mask, columns)
+
+
+@torch.compiler.assume_constant_result
+def constant_string(pattern: Pattern) -> str:
+    """The entry of a pattern, which no compiler looks into."""
+    return str(pattern)
 
 
 def leaves_blocks(implementation: str) -> bool:
