@@ -117,7 +117,7 @@ def rare_terms(stack: nn.Module, length: int) -> int:
 
 
 def attention_flops(config: PreTrainedConfig, length: int) -> float:
-    """FLOPs of all attention scores and weighted sums over a text of `length` tokens (a source of as many).
+    """FLOPs of all attention scores, weighted sums and hashes over a text of `length` tokens (a source of as many).
 
     Counts the keys that a query sees, of a text without marked tokens, prefix or memory. A kernel that computes hidden scores
     as well does more.
@@ -128,7 +128,7 @@ def attention_flops(config: PreTrainedConfig, length: int) -> float:
         layers = Counter(stack.pattern_of(layer_idx) for layer_idx in range(stack.num_hidden_layers))
         pairs = sum(count * visible_pairs(pattern, text, num_heads) for pattern, count in layers.items())
         # A score is a product of head_dim terms, and its share of the sum as many again; each term is two operations
-        terms = 2 * pairs
+        terms = 2 * pairs + length * sum(count * hash_products(pattern) for pattern, count in layers.items())
         if stack.position_embedding_type == "transformer_xl":
             terms += pairs  # the score's second product, with the distance
         if config.is_encoder_decoder and text.is_causal:
@@ -163,8 +163,15 @@ def expected_pairs(pattern: Lsh, length: int, is_causal: bool) -> float:
     everything = seen_pairs(length, None, is_causal)
     if pattern.chunked:
         return pattern.rounds * everything * min(1, 2 * pattern.chunk / length)
-    share = 1 - (1 - 1 / math.prod(pattern.factors)) ** pattern.rounds
-    return length + (everything - length) * share
+    apart = (1 - 1 / math.prod(pattern.factors)) ** pattern.rounds
+    # A token sees itself only where it sees nothing else
+    alone = (1 - apart**length) / (1 - apart) if is_causal else length * apart ** (length - 1)
+    return (everything - length) * (1 - apart) + alone
+
+
+def hash_products(pattern: Pattern) -> int:
+    """How many directions each key is multiplied with to be hashed."""
+    return pattern.rounds * sum(pattern.factors) // 2 if isinstance(pattern, Lsh) else 0
 
 
 def seen_pairs(length: int, window: int | None, is_causal: bool) -> int:

@@ -130,6 +130,9 @@ def describe_costs(config: PreTrainedConfig) -> dict[str, str]:
     decoder = stacks_of(config).get("decoder")
     if decoder is None:
         return words
+    if decoder.sorts_texts:
+        words["cache"] = "none: a layer sorts the whole text anew with each token"
+        return words
     words["cache"] = joined(
         f"{units(costs.cache_bytes)}B a token of context, in {dtype_name(cache_dtype(config))}",
         decoder.sliding_window and f"{units(costs.cache_bytes_past_window)}B from token {full_from(decoder)}",
