@@ -30,8 +30,10 @@ PUBLISHED = {
     "longformer-base": {hf.AutoModel: 148_659_456, hf.AutoModelForMaskedLM: 148_711_257},
     "mixtral-8x7b": {hf.AutoModelForCausalLM: 46_702_792_704},
     "modernbert-base": {hf.AutoModel: 149_014_272, hf.AutoModelForMaskedLM: 149_655_232},
+    "olmoe-1b-7b": {hf.AutoModelForCausalLM: 6_919_161_856},
     "pegasus-large": {hf.AutoModelForSeq2SeqLM: 568_699_904},
     "qwen3-0.6b": {hf.AutoModelForCausalLM: 596_049_920},
+    "qwen3-30b-a3b": {hf.AutoModelForCausalLM: 30_532_122_624},
     "roberta-base": {hf.AutoModel: 124_645_632, hf.AutoModelForMaskedLM: 124_697_433},
     "t5-small": {hf.AutoModelForSeq2SeqLM: 60_506_624},
     "t5-v1.1-small": {hf.AutoModelForSeq2SeqLM: 76_961_152},
@@ -121,6 +123,10 @@ def native_qwen3() -> nn.Module:
     return hf.Qwen3ForCausalLM(config)
 
 
+def native_qwen3_moe() -> nn.Module:
+    return hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(num_hidden_layers=48, head_dim=128))
+
+
 def native_bart() -> nn.Module:
     return hf.BartForConditionalGeneration(bart_like(hf.BartConfig, 6, 768, 3072, 12, vocab_size=50265))
 
@@ -150,9 +156,11 @@ NATIVE = {
     "longformer-base": (native_longformer, "^$"),
     "mixtral-8x7b": (lambda: hf.MixtralForCausalLM(hf.MixtralConfig()), "^$"),
     "modernbert-base": (lambda: hf.ModernBertForMaskedLM(hf.ModernBertConfig()), "^$"),
+    "olmoe-1b-7b": (lambda: hf.OlmoeForCausalLM(hf.OlmoeConfig(intermediate_size=1024)), "^$"),
     # Pegasus and Marian keep their sinusoids as frozen parameters; a sinusoid is computed, not learned
     "pegasus-large": (native_pegasus, r"embed_positions"),
     "qwen3-0.6b": (native_qwen3, "^$"),
+    "qwen3-30b-a3b": (native_qwen3_moe, "^$"),
     "roberta-base": (native_roberta, "^$"),
     "t5-small": (lambda: hf.T5ForConditionalGeneration(hf.T5Config()), "^$"),
     "t5-v1.1-small": (native_t5_v1_1, "^$"),

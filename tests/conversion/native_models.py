@@ -272,6 +272,40 @@ def qwen2(rng: random.Random) -> dict[str, Any]:
     return fields
 
 
+def sparse_layers(rng: random.Random, layers: int) -> dict[str, Any]:
+    """Experts in some layers: in one at least."""
+    step = rng.choice([1, 2])
+    dense = rng.sample(range(layers), rng.choice([0, 1]))
+    if not [layer for layer in range(layers) if (layer + 1) % step == 0 and layer not in dense]:
+        dense = []
+    return {"decoder_sparse_step": step, "mlp_only_layers": dense, "moe_intermediate_size": rng.randint(5, 15)}
+
+
+def qwen3_moe(rng: random.Random) -> dict[str, Any]:
+    fields = qwen3(rng) | experts(rng) | {"norm_topk_prob": rng.choice([True, False])}
+    fields |= {"tie_word_embeddings": rng.choice([True, False, False])}
+    fields |= sparse_layers(rng, fields["num_hidden_layers"])
+    fields.pop("layer_types", None)
+    if rng.choice([True, False]):
+        # Not declared, and read
+        fields["hidden_size"] = fields["num_attention_heads"] * fields.pop("head_dim")
+    return fields
+
+
+def qwen2_moe(rng: random.Random) -> dict[str, Any]:
+    fields = qwen2(rng) | experts(rng) | {"norm_topk_prob": rng.choice([True, False])}
+    fields |= sparse_layers(rng, fields["num_hidden_layers"])
+    shared = rng.choice([1, 2, 3]) * fields["moe_intermediate_size"]
+    return fields | {"shared_expert_intermediate_size": shared, "qkv_bias": rng.choice([True, False])}
+
+
+def olmoe(rng: random.Random) -> dict[str, Any]:
+    fields = llama(rng) | experts(rng) | {"norm_topk_prob": rng.choice([True, False])}
+    del fields["mlp_bias"]
+    fields["hidden_size"] = fields["num_attention_heads"] * fields.pop("head_dim")
+    return fields
+
+
 def gemma2(rng: random.Random) -> dict[str, Any]:
     fields = decoder(rng)
     fields["hidden_activation"] = fields.pop("hidden_act")
@@ -433,6 +467,9 @@ DRAW: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "mixtral": mixtral,
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "qwen2_moe": qwen2_moe,
+    "qwen3_moe": qwen3_moe,
+    "olmoe": olmoe,
     "gemma2": gemma2,
     "gemma3_text": gemma3_text,
     "t5": t5,

@@ -19,9 +19,17 @@ from variform.conversion.convert import convert_folder, from_hf, to_hf
 from variform.conversion.family import LANGUAGE_MODELS
 
 # What stands before the number of an expert, and after it, in the checkpoints of a family
-STORED = {"mixtral": ("block_sparse_moe.experts.", ".w2.weight")}
+STORED = {
+    "mixtral": ("block_sparse_moe.experts.", ".w2.weight"),
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), ("mlp.experts.", ".down_proj.weight")),
+}
 # Widths that the native classes' default way to compute experts needs
-EVEN = {"mixtral": {"hidden_size": 24, "intermediate_size": 20}}
+QWENS = {"hidden_size": 24, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 40}
+EVEN = {
+    "mixtral": {"hidden_size": 24, "intermediate_size": 20},
+    "olmoe": {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 24, "intermediate_size": 20},
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe"), QWENS | {"head_dim": 6}),
+}
 DECODERS = list(STORED)
 ALL = DECODERS
 
@@ -98,7 +106,7 @@ def test_folders_hold_what_transformers_stores(model_type, shard, tmp_path):
     assert_same(type(native).from_pretrained(tmp_path / "back").state_dict(), native.state_dict())
 
 
-@pytest.mark.parametrize("auto_class", ["AutoModel", "AutoModelForSequenceClassification"])
+@pytest.mark.parametrize("auto_class", ["AutoModel", "AutoModelForCausalLM"])
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_a_base_model_and_a_head_share_their_folders(model_type, auto_class, tmp_path):
     """Under a prefix or without one."""
@@ -189,6 +197,7 @@ def test_the_balance_loss_has_the_scale_of_transformers(model_type):
     """Ours is per sequence and layer: of one text and one layer with experts it is the native one."""
     config = random_config(model_type, 1)
     config.num_hidden_layers, config.router_aux_loss_coef = 1, 0.3
+    config.decoder_sparse_step, config.mlp_only_layers = 1, []
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1]
     native = random_model(FAMILIES[model_type].foreign_class("AutoModelForCausalLM"), config, 0)

@@ -118,6 +118,17 @@ INEXPRESSIBLE = [
     ("mixtral", {"expert_capacity_factor": 1.25}, "expert_capacity_factor"),
     ("mixtral", {"gated_mlp": False}, "gated_mlp"),
     ("mixtral", {"mlp_bias": True}, "mlp_bias"),
+    ("qwen3_moe", {"num_shared_experts": 1}, "num_shared_experts"),
+    ("qwen3_moe", {"router_type": "sigmoid_bias"}, "router_type"),
+    ("qwen3_moe", {"attention_patterns": ["sliding_window:4", "full"]}, "attention_patterns"),
+    ("qwen3_moe", {"attention_bias": ["q", "k", "v"]}, "attention_bias"),
+    ("qwen3_moe", {"qk_norm": "full"}, "qk_norm"),
+    ("qwen2_moe", {"shared_expert_gate": False}, "shared_expert_gate"),
+    ("qwen2_moe", {"num_shared_experts": 0, "shared_expert_gate": False}, "num_shared_experts"),
+    ("qwen2_moe", {"attention_bias": True}, "attention_bias"),
+    ("olmoe", {"qk_norm": None}, "qk_norm"),
+    ("olmoe", {"mlp_layer_types": ["dense", "sparse"]}, "mlp_layer_types"),
+    ("olmoe", {"head_dim": 2}, "head_dim"),
     ("qwen2", {"attention_patterns": ["sliding_window:4", "sliding_window:3"]}, "attention_patterns"),
     ("qwen3", {"attention_patterns": ["sliding_window:4", "chunked:4"]}, "attention_patterns"),
     ("qwen3", {"attention_patterns": ["local_global:4,tokens=1"]}, "attention_patterns"),
@@ -207,6 +218,7 @@ FOREIGN = [
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
     # The native class passes over this field, and ours would not
     ("llama", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "rope_parameters"),
+    ("olmoe", {"clip_qkv": 8.0}, "clip_qkv"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("reformer", {"lsh_num_chunks_before": 2}, "lsh_num_chunks_before"),
@@ -221,6 +233,23 @@ def test_from_hf_names_a_feature_that_is_not_carried(model_type, fields, field):
     values = random_config(model_type, 0).to_dict() | fields
     native = FAMILIES[model_type].foreign_class("AutoModel")(config_class(model_type)(**values))
     with pytest.raises(ValueError, match=rf"^{native.config.model_type}: Variform does not carry `{field}="):
+        from_hf(native)
+
+
+def test_shared_experts_of_a_width_of_their_own_are_refused():
+    values = random_config("qwen2_moe", 0).to_dict() | {
+        "moe_intermediate_size": 4,
+        "shared_expert_intermediate_size": 6,
+    }
+    with pytest.raises(ValueError, match=r"^qwen2_moe: `shared_expert_intermediate_size=6` must be a multiple of"):
+        from_hf(hf.Qwen2MoeModel(hf.Qwen2MoeConfig(**values)))
+
+
+def test_the_weight_of_a_single_expert_that_is_always_1_is_refused():
+    native = hf.MixtralModel(hf.MixtralConfig(**random_config("mixtral", 0).to_dict() | {"num_experts_per_tok": 1}))
+    with pytest.raises(
+        ValueError, match=r"`norm_topk_prob=True` makes the weight of `num_experts_per_tok=1` always 1"
+    ):
         from_hf(native)
 
 

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, GgufConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from ..model.configuration_variform import AUTO_MAP, one_of
+from ..model.checks import one_of
+from ..model.configuration_variform import AUTO_MAP
 from . import FAMILIES, engine
 from .checkpoint import Checkpoint, ShardWriter, inside, refuse_existing, whole_folder
 from .family import Family

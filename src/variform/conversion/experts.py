@@ -9,11 +9,14 @@ from .tables import Row
 
 BLOCK = "layers.{i}.mlp"
 SAME = {
+    "num_experts": "num_experts",
     "num_experts_per_tok": "num_experts_per_tok",
+    "norm_topk_prob": "norm_topk_prob",
+    "moe_intermediate_size": "moe_intermediate_size",
     "router_aux_loss_coef": "router_aux_loss_coef",
 }
-# In all of them the balance loss is on where this is set; ours is on in training
-INERT = frozenset({"output_router_logits"})
+# The first turns the balance loss on, which ours has in training; the others say what is read layer by layer
+INERT = frozenset({"output_router_logits", "decoder_sparse_step", "mlp_only_layers"})
 
 
 def rows(form: PreTrainedConfig) -> list[Row]:

@@ -27,8 +27,9 @@ FAMILY = replace(
         # Written from the experts' width, where there is another
         "moe_intermediate_size": "intermediate_size",
         **mistral.FAMILY.same,
-        **experts.SAME,
         "num_experts": "num_local_experts",
+        "num_experts_per_tok": "num_experts_per_tok",
+        "router_aux_loss_coef": "router_aux_loss_coef",
         "router_jitter_noise": "router_jitter_noise",
     },
     fixed={"norm_topk_prob": True, "mlp_layer_types": ["sparse"]},

@@ -13,11 +13,15 @@ def read(foreign) -> dict[str, Any]:
     return llama.read(foreign) | {"attention_patterns": patterns(foreign), "head_dim": head_dim}
 
 
+def write_head_dim(form) -> dict[str, Any]:
+    is_usual = form.head_dim * form.num_attention_heads == form.hidden_size
+    return {} if is_usual else {"head_dim": form.head_dim}
+
+
 def write(form) -> dict[str, Any]:
     types, window = windows(form)
     values = {"layer_types": types, "sliding_window": window, "use_sliding_window": window is not None}
-    is_usual = form.head_dim * form.num_attention_heads == form.hidden_size
-    return llama.write(form) | values | ({} if is_usual else {"head_dim": form.head_dim})
+    return llama.write(form) | values | write_head_dim(form)
 
 
 FAMILY = replace(
