@@ -1,1 +1,6 @@
 """What the scripts in finetune/ are thin over: data, tokenizers, budgets, callbacks, metrics, arguments."""
+
+from .lora import lora_targets
+from .routers import BalanceRouters, ExpertStatistics, RouterBalancer, RouterLoads, watch_experts
+
+__all__ = ["BalanceRouters", "ExpertStatistics", "RouterBalancer", "RouterLoads", "lora_targets", "watch_experts"]

@@ -9,6 +9,7 @@ from rich.console import Console
 from transformers import Trainer, TrainerState
 
 from .interruption import SaveOnInterrupt, last_checkpoint
+from .routers import watch_experts
 
 
 def run_script(main: Callable[[list[str]], int]) -> None:
@@ -36,6 +37,8 @@ def is_trained(folder: str | Path) -> bool:
 def train(trainer: Trainer, interruption: SaveOnInterrupt, console: Console) -> bool:
     """Train from the last checkpoint there is and save the model; a run that came to its end is only read back.
 
+    Routers, if the model has any, are balanced and watched (`watch_experts`).
+
     Returns:
         False when Ctrl-C stopped the training; all that is needed to go on is saved then.
     """
@@ -45,6 +48,7 @@ def train(trainer: Trainer, interruption: SaveOnInterrupt, console: Console) -> 
         trainer.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
         return True
     checkpoint = last_checkpoint(folder)
+    watch_experts(trainer)
     console.print(f"Going on from {checkpoint}." if checkpoint else "Training. Ctrl-C stops and saves.")
     seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
     if interruption.interrupted:
