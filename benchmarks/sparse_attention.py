@@ -1,9 +1,10 @@
 """Sparse attention at its cost: time and memory of the block kernel, as texts grow and beside what else computes it.
 
-    python benchmarks/sparse_attention.py [--sections core] [--lengths 512 2048 4096 8192 16384] [--rounds 5]
+    python benchmarks/sparse_attention.py [--sections core gpu] [--lengths 512 2048 4096 8192 16384] [--rounds 5]
 
-One thread, float32, 8 heads of 64 and one row of tokens: a plan, which is made in the first run and then remembered (that
-of `lsh` is made each time), forward and backward. Exits with 1 if a target is missed.
+`core`: one thread, float32, 8 heads of 64 and one row of tokens: a plan, which is made in the first run and then remembered
+(that of `lsh` is made each time), forward and backward. `gpu`, where there is one: a causal window of 512 in 32,768 tokens by
+FlexAttention and by the block kernel, beside full FlashAttention, in bfloat16. Exits with 1 if a target is missed.
 """
 
 import argparse
@@ -18,13 +19,16 @@ from _timing import Timings, allocated_peak, compare, header, table  # isort: sk
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.utils.benchmark import Timer
 from transformers import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from variform.model.block_attention import block_attention
 from variform.model.block_plan import BlockPlan, groups_of_text, make_plan
 from variform.model.lsh import plan_chunks
-from variform.model.patterns import Lsh, Text, count_visible, parse, visible_matrix
+from variform.model.patterns import Lsh, Pairs, Text, count_visible, parse, visible_matrix
 
 HEADS, HEAD_DIM = 8, 64
 WINDOW = 256  # keys on each side, or about twice as many in all
@@ -39,6 +43,9 @@ SHORTEST_FOR_COST = 4096
 SHORTEST_FOR_SPEED = 2048
 LONGFORMER_SPEED, LONGFORMER_MEMORY = 5.5, 1 / 8  # of sliding, at every length from there on
 DENSE_SPEED, DENSE_MEMORY = 10, 1 / 3  # at 8,192 tokens
+
+GPU_LENGTH, GPU_WINDOW = 32768, 512
+FLASH, FLEX, BLOCKS = "FlashAttention, full", "FlexAttention, window", "block kernel, window"
 
 
 class Case(NamedTuple):
@@ -275,7 +282,64 @@ def core(options: argparse.Namespace) -> bool:
     return not missed
 
 
-SECTIONS = {"core": core}
+def window_cores(length: int, window: int, device: str) -> dict[str, Callable[..., torch.Tensor]]:
+    """Attention of `(1, heads, length, head_dim)` states: full and causal, and the causal window twice."""
+    pattern, attend = parse(f"sliding_window:{window}"), torch.compile(flex_attention)
+    plan = make_plan(pattern, [(Text(length, is_causal=True), 0)], num_heads=HEADS, device=device)
+
+    def is_seen(batch_idx, head_idx, q_idx, kv_idx):
+        return pattern.visible(Pairs(q_idx, kv_idx, length, is_causal=True))
+
+    mask = create_block_mask(is_seen, None, None, length, length, device=device, _compile=True)
+
+    def flash(query, key, value):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    def blocks(query, key, value):
+        of_rows = (states[0].transpose(0, 1) for states in (query, key, value))
+        return block_attention(*of_rows, plan, scaling=HEAD_DIM**-0.5).transpose(0, 1)[None]
+
+    return {FLASH: flash, FLEX: lambda *states: attend(*states, block_mask=mask), BLOCKS: blocks}
+
+
+def gpu(options: argparse.Namespace) -> bool:
+    """Attention alone on a GPU: prints its table, for which no target is set. Without a GPU, says that it was not run."""
+    if not torch.cuda.is_available():
+        print("gpu: not run, for there is none here\n")
+        return True
+    *states, grad = (part.detach().cuda().bfloat16().transpose(0, 1)[None] for part in rows(GPU_LENGTH))
+    states = [part.requires_grad_() for part in states]
+    cores = window_cores(GPU_LENGTH, GPU_WINDOW, "cuda")
+    runs = {name: lambda own=own: torch.autograd.grad(own(*states), states, grad) for name, own in cores.items()}
+    firsts = {name: Timer("run()", globals={"run": run}).timeit(1).mean for name, run in runs.items()}
+    for own, other in zip(runs[FLEX](), runs[BLOCKS]()):
+        torch.testing.assert_close(own, other, atol=2e-2, rtol=2e-2)
+    timers = {name: Timer("run()", globals={"run": run}) for name, run in runs.items()}  # waits for the GPU
+    timings = Timings({name: [] for name in runs})
+    for number in range(options.rounds):
+        for name in sorted(runs, key=list(runs).index, reverse=bool(number % 2)):
+            timings[name].append(timers[name].timeit(1).mean)
+    lines = []
+    for name, run in runs.items():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        lines.append(
+            {
+                "core": name,
+                "ms": f"{1000 * timings.seconds(name):.2f}",
+                f"speed ({FLASH} = 1)": f"{timings.speed(name):.1f}",
+                "spread": f"{timings.spread(name):.2f}",
+                "peak MiB": f"{(torch.cuda.max_memory_allocated() - before) / 2**20:.0f}",
+                "first run, seconds (with compiling)": f"{firsts[name]:.1f}",
+            }
+        )
+    print(table(lines) + "\n")
+    return True
+
+
+SECTIONS = {"core": core, "gpu": gpu}
 
 
 def main() -> int:

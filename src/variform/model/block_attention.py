@@ -172,7 +172,7 @@ def go_back_by_plan(
         d_sums = (sinks[:, None] - total.log_sum).exp() * -(grad * total.output).sum(-1, keepdim=True)
         d_sinks = d_sums.sum((0, 2)).to(sinks.dtype)
     narrowed = (None if part is None else part.to(own.dtype) for own, part in zip(states, sums))
-    return States(*narrowed), d_sinks
+    return States._make(narrowed), d_sinks
 
 
 def go_forward(
