@@ -63,6 +63,7 @@ T5 = {
     "hidden_act": "relu",
     "gated_mlp": False,
 }
+SWITCH = {"num_experts": 4, "router_type": "switch"}
 BART = {
     **CLASSIC,
     "position_embedding_type": "learned",
@@ -159,7 +160,30 @@ FORMS = [
     ),
     # T5's encoder with ALBERT's savings: one set of weights for all layers, narrow embeddings
     Form("relative_bias", ENCODER, {**T5, **IDS, "num_hidden_groups": 1, "embedding_size": 16}),
+    # Each token to two experts of four, chosen with a bias of theirs, and to a shared one; a first layer without
+    Form(
+        "experts",
+        DECODER,
+        {
+            **SIZE,
+            **IDS,
+            "num_key_value_heads": 2,
+            "mlp_layer_types": ["dense", "sparse"],
+            "num_experts": 4,
+            "router_type": "sigmoid_bias",
+            "num_shared_experts": 1,
+            "moe_intermediate_size": 16,
+        },
+    ),
     Form("t5", ENCODER_DECODER, pair(T5, T5)),
+    Form(
+        "switch",
+        ENCODER_DECODER,
+        pair({**T5, **SWITCH}, {**T5, **SWITCH}),
+        exclude={
+            "test_moe_models_record_router_logits": "Switch Transformers' names: encoder_router_logits, decoder_router_logits"
+        },
+    ),
     Form("bart", ENCODER_DECODER, pair(BART, BART)),
     Form("marian", ENCODER_DECODER, pair(MARIAN, MARIAN)),
     Form(

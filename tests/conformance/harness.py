@@ -19,6 +19,7 @@ import torch
 from standins.pipeline_checks import CHECKS
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
+from tests.test_expert_parallel_mixin import ExpertParallelTesterMixin
 from tests.test_fsdp_mixin import FSDPTesterMixin
 from tests.test_modeling_common import ModelTesterMixin
 from tests.test_pipeline_mixin import PipelineTesterMixin
@@ -26,7 +27,13 @@ from tests.test_tensor_parallel_mixin import TensorParallelTesterMixin
 from tests.test_training_mixin import TrainingTesterMixin
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
-from tests import test_fsdp_mixin, test_modeling_common, test_pipeline_mixin, test_tensor_parallel_mixin
+from tests import (
+    test_expert_parallel_mixin,
+    test_fsdp_mixin,
+    test_modeling_common,
+    test_pipeline_mixin,
+    test_tensor_parallel_mixin,
+)
 
 # task of a class -> the table by whose names the tests choose labels and inputs
 TABLES = {
@@ -50,6 +57,7 @@ PIPELINES = {
 # The first ids of `tiny_tokenizer`, in this order
 SPECIAL_TOKENS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "[MASK]"]
 FIRST_WORD_ID = 3
+COMPARE_EXPERTS_IMPLEMENTATIONS = test_modeling_common._test_eager_matches_batched_and_grouped_inference
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,12 @@ class FormTests:
             self.skipTest("This model does not have RoPE")
         super().test_model_rope_with_partial_rotation()
 
+    def test_moe_models_record_router_logits(self):
+        """Whether there are experts is read from the model's file, by a decorator: here the form knows."""
+        source = "@use_experts_implementation" if has_experts(self.form) else ""
+        with mock.patch.object(test_modeling_common.inspect, "getsource", return_value=source):
+            super().test_moe_models_record_router_logits()
+
     def run_task_tests(self, task: str, dtype: str = "float32") -> None:
         """Runs a pipeline test on the form's own tiny model: HF's list has one model a class, on the Hub."""
         model_class = self.pipeline_model_mapping.get(task)
@@ -238,6 +252,11 @@ def has_rope(config: PreTrainedConfig) -> bool:
     return getattr(config, "rope_parameters", None) is not None
 
 
+def has_experts(form: Form) -> bool:
+    stacks = [form.fields, *(form.fields.get(side, {}) for side in ("encoder", "decoder"))]
+    return any(stack.get("num_experts") for stack in stacks)
+
+
 def has_unequal_stacks(form: Form) -> bool:
     config = form.config()
     if not {"encoder", "decoder"} <= set(config.sub_configs):
@@ -297,6 +316,20 @@ def set_known_norm_epsilons(config: PreTrainedConfig) -> None:
                 setattr(part, name, 1.0)
 
 
+def compare_experts_implementations(test: FormTests, name: str, dtype: str) -> None:
+    """transformers' comparison, for forms that have experts: it asks the class, which takes forms with and without."""
+    if not has_experts(test.form):
+        test.skipTest("This model has no sparse experts.")
+    config, inputs = test.model_tester.prepare_config_and_inputs_for_common()
+    tensors = {
+        key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)
+    }  # the test casts them all
+    with mock.patch.object(
+        test.model_tester, "prepare_config_and_inputs_for_common", lambda: (copy.deepcopy(config), tensors)
+    ):
+        COMPARE_EXPERTS_IMPLEMENTATIONS(test, name, dtype)
+
+
 def teach(family: Family) -> None:
     """Enters a family into the tests' tables, and opens the lists of model types that keep others out."""
     for task, model_class in family.models.items():
@@ -304,9 +337,11 @@ def teach(family: Family) -> None:
         names = {**table, family.config_class.model_type: model_class.__name__}
         setattr(test_modeling_common, TABLES[task], names)
     test_modeling_common._config_supports_rope_scaling = has_rope
+    test_modeling_common._test_eager_matches_batched_and_grouped_inference = compare_experts_implementations
     test_modeling_common.set_config_for_less_flaky_test = set_known_norm_epsilons
     test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = None
     test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = None
+    test_expert_parallel_mixin.EP_DISTRIBUTED_TEST_MODEL_TYPES = None
     # Two ranks wherever it runs, so that the outcomes do not depend on the machine
     test_fsdp_mixin._get_available_fsdp_workers = lambda: 2
     for task, check in CHECKS.items():
@@ -324,6 +359,8 @@ def build_test_class(form: Form) -> type[unittest.TestCase]:
     bases.append(PipelineTesterMixin)
     if form.family.shape == "decoder":  # HF's suites train, shard and split causal language models
         bases += [TrainingTesterMixin, TensorParallelTesterMixin, FSDPTesterMixin]
+        if has_experts(form):
+            bases.append(ExpertParallelTesterMixin)
     body = {
         "form": form,
         "model_tester": None,

@@ -138,7 +138,7 @@ def read_reference(path: Path) -> Outcomes:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The tests that start processes share one worker: its fork server has the libraries loaded after the first of them
     for item in items:
-        if item.name.startswith(("test_fsdp", "test_hsdp", "test_tp_")):
+        if item.name.startswith(("test_fsdp", "test_hsdp", "test_tp_", "test_ep_")):
             item.add_marker(pytest.mark.xdist_group("ranks"))
 
 

@@ -98,7 +98,6 @@ class VariformPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # transformers looks for its decorator in the file of the model, and would take the slow way
     _can_set_experts_implementation_cached_value = True
-    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]  # moved by steps that half precision would round away
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:

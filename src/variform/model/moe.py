@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from .expert_kernel import can_fuse, run_fused, sort_by_expert
 from .feed_forward import FeedForward
@@ -244,12 +244,10 @@ class Experts(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """`(T, hidden_size)`, and the experts and weights `(T, k)` of each token -> `(T, hidden_size)`."""
-        implementation = self.config._experts_implementation
-        if implementation == "grouped_mm" and can_fuse(self, hidden_states):
-            output = run_fused(self, hidden_states, chosen, weights)
-        else:
-            run = ALL_EXPERTS_FUNCTIONS.get_interface(implementation, Experts.run_eagerly)
-            output = run(self, hidden_states, chosen, weights)
+        run = ALL_EXPERTS_FUNCTIONS.get_interface(self.config._experts_implementation, Experts.run_eagerly)
+        if run is grouped_mm_experts_forward and can_fuse(self, hidden_states):
+            run = run_fused
+        output = run(self, hidden_states, chosen, weights)
         return self._count_bias_once(output, chosen, weights) if self.has_bias else output
 
     def _count_bias_once(self, output: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,7 @@ class TransformerStack:
 
     is_causal: bool
     _can_record_outputs: Any
+    _keep_in_fp32_modules_strict: Any
     config: Any
     training: bool
 
@@ -103,6 +104,9 @@ class TransformerStack:
         self.pattern_numbers = [self.patterns.index(pattern) for pattern in of_layers]
         self.sorts_texts = config.sorts_texts
         self.has_experts = any(map(config.is_sparse_layer, range(config.num_hidden_layers)))
+        if self.has_experts and config.router_type == "sigmoid_bias":
+            # Moved by steps that half precision would round away
+            self._keep_in_fp32_modules_strict = ["e_score_correction_bias"]
         self.gradient_checkpointing = False
 
     def run(
@@ -151,8 +155,8 @@ class TransformerStack:
             )
         if cache is not None and self.config.expert_capacity_in_eval:
             raise ValueError(
-                "`past_key_values` is given, but with `expert_capacity_in_eval=True` an expert's room is counted over the whole "
-                "text, which a cache does not hold: pass `use_cache=False`, or build the form without it."
+                "`past_key_values` is given, but with `expert_capacity_in_eval=True` an expert's room is counted over the "
+                "whole text, which a cache does not hold: pass `use_cache=False`, or build the form without it."
             )
         if is_pair_cache(past_key_values) and any(past_key_values.cross_attention_cache.is_sliding):
             raise ValueError(
