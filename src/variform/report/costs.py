@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..forms import from_config
+from ..model.moe import MixtureOfExperts
 from ..model.patterns import Chunked, Full, Lsh, Pattern, PrefixLm, SlidingWindow, Text, count_visible
 from ..model.stacks import TransformerStack
 
@@ -22,6 +23,7 @@ class Costs(NamedTuple):
     """The costs of a form with its language-model head; differences of two forms' costs take the same names."""
 
     parameters: int  # a tied matrix and a shared layer count once
+    active_parameters: int  # the same without the experts that a token leaves idle
     flops: float  # of one forward pass, per token (a pair: per target token, with a source as long as the target)
     cache_bytes: int  # that one more token of context adds to the cache of generation; 0 for an encoder
     cache_bytes_past_window: int  # the same once the sliding layers are full and only the others grow
@@ -47,8 +49,10 @@ def count_costs(config: PreTrainedConfig, length: int | None = None, dtype: torc
     model = build_on_meta(config)
     cache, later, source = cache_elements(config)
     size = (dtype or cache_dtype(config)).itemsize
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     return Costs(
-        sum(parameter.numel() for parameter in model.parameters()),
+        parameters,
+        parameters - idle_parameters(model),
         (linear_flops(model, length) + attention_flops(config, length)) / length,
         cache * size,
         later * size,
@@ -100,7 +104,27 @@ def linear_flops(model: PreTrainedModel, length: int) -> int:
 
 
 def linear_weights(module: nn.Module) -> int:
-    return sum(linear.weight.numel() for linear in module.modules() if isinstance(linear, nn.Linear))
+    """The weights of the linear maps that a token passes; of experts, those that it uses (with capacity, at most)."""
+    weights = sum(linear.weight.numel() for linear in module.modules() if isinstance(linear, nn.Linear))
+    for block in blocks_with_experts(module):
+        stored = sum(weight.numel() for name, weight in block.experts.named_parameters() if not name.endswith("bias"))
+        # In the "modulelist" layout they are `nn.Linear`s, counted already
+        counted = sum(linear.weight.numel() for linear in block.experts.modules() if isinstance(linear, nn.Linear))
+        weights += block.gate.weight.numel() + stored * block.gate.top_k // block.gate.num_experts - counted
+    return weights
+
+
+def blocks_with_experts(module: nn.Module) -> list[MixtureOfExperts]:
+    return [block for block in module.modules() if isinstance(block, MixtureOfExperts)]
+
+
+def idle_parameters(model: nn.Module) -> int:
+    """Parameters of the experts that a token does not use."""
+    idle = 0
+    for block in blocks_with_experts(model):
+        stored = sum(parameter.numel() for parameter in block.experts.parameters())
+        idle += stored * (block.gate.num_experts - block.gate.top_k) // block.gate.num_experts
+    return idle
 
 
 def rare_terms(stack: nn.Module, length: int) -> int:

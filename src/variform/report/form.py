@@ -73,10 +73,8 @@ def describe_stack(config: PreTrainedConfig, source_size: int | None = None) -> 
         "patterns": patterns(config),
         "cross-attention": f"the same heads, to the encoder's states, {source_size:,} wide" if source_size else "",
     }
-    words["feed-forward"] = joined(
-        f"{'gated ' if config.gated_mlp else ''}{config.hidden_act}, {config.intermediate_size:,} wide",
-        config.mlp_bias and "biases",
-    )
+    words["feed-forward"] = feed_forward(config)
+    words["experts"] = experts(config)
     words["residuals"] = joined(
         config.parallel_residual and "attention and feed-forward in parallel",
         config.residual_streams == 2 and "two streams: attention adds to one, the feed-forward to the other",
@@ -110,10 +108,13 @@ def describe_whole(config: PreTrainedConfig) -> dict[str, str]:
             last.classifier_transform and f"after {transform(last)}",
             not last.classifier_bias and "no bias",
         )
+    has_experts = any(stack.num_experts for stack in stacks_of(config).values())
     words["training"] = joined(
         f"initial weights of standard deviation {last.initializer_range:g}",
         config.label_smoothing and f"label smoothing {config.label_smoothing:g}",
         config.z_loss_coef and f"z-loss {config.z_loss_coef:g}",
+        has_experts and config.router_aux_loss_coef and f"balance loss {config.router_aux_loss_coef:g}",
+        has_experts and config.router_z_loss_coef and f"router z-loss {config.router_z_loss_coef:g}",
     )
     return words
 
@@ -122,8 +123,10 @@ def describe_costs(config: PreTrainedConfig) -> dict[str, str]:
     """What the form costs, in words."""
     costs, length = count_costs(config), default_length(config)
     text = f"a text of {length:,} tokens"
+    is_sparse = costs.active_parameters < costs.parameters
     words = {
-        "parameters": f"{units(costs.parameters)} ({costs.parameters:,})",
+        "parameters": f"{units(costs.parameters)} ({costs.parameters:,})"
+        + (f", of which a token uses {units(costs.active_parameters)}" if is_sparse else ""),
         "arithmetic": f"{units(costs.flops)}FLOP a token, one forward pass over {text}"
         + (" and a source as long" if config.is_encoder_decoder else ""),
     }
@@ -255,6 +258,44 @@ def attention(config: PreTrainedConfig) -> str:
         config.attn_logit_softcapping and f"scores capped at {config.attn_logit_softcapping:g}",
         config.attention_sinks and "a sink a head",
         config.memory_length and f"also to the layer's last {config.memory_length:,} inputs of earlier calls",
+    )
+
+
+def feed_forward(config: PreTrainedConfig) -> str:
+    sparse = sum(map(config.is_sparse_layer, range(config.num_hidden_layers)))
+    if sparse == config.num_hidden_layers:
+        return ""
+    return joined(
+        f"{'gated ' if config.gated_mlp else ''}{config.hidden_act}, {config.intermediate_size:,} wide",
+        config.mlp_bias and "biases",
+        sparse and f"in {config.num_hidden_layers - sparse} of {config.num_hidden_layers} layers",
+    )
+
+
+def experts(config: PreTrainedConfig) -> str:
+    sparse = sum(map(config.is_sparse_layer, range(config.num_hidden_layers)))
+    if not sparse:
+        return ""
+    several = config.num_experts_per_tok > 1
+    each_takes = f"each takes the tokens that score highest for it, {config.num_experts_per_tok} experts a token on average"
+    limit = config.expert_capacity_factor and f"{config.expert_capacity_factor:g} times an even share"
+    return joined(
+        f"{config.num_experts:,}, {'gated ' if config.gated_mlp else ''}{config.hidden_act}, "
+        f"{config.moe_intermediate_size:,} wide" + (", biases" if config.mlp_bias else ""),
+        sparse < config.num_hidden_layers and f"in {sparse} of {config.num_hidden_layers} layers",
+        {
+            "softmax_topk": f"{config.num_experts_per_tok:,} a token, by softmax",
+            "switch": "1 a token, by softmax",
+            "sigmoid_bias": f"{config.num_experts_per_tok:,} a token, by sigmoid and a bias that evens the load",
+            "expert_choice": each_takes,
+        }[config.router_type],
+        several and config.norm_topk_prob and "weights add up to 1",
+        config.routed_scaling_factor != 1 and f"times {config.routed_scaling_factor:g}",
+        config.n_group > 1 and f"from the {config.topk_group} best of {config.n_group} groups",
+        config.num_shared_experts
+        and f"{config.num_shared_experts} shared by all tokens{', gated' if config.shared_expert_gate else ''}",
+        limit and f"at most {limit}",
+        config.expert_capacity and f"at most {config.expert_capacity:,} tokens an expert",
     )
 
 

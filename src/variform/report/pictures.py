@@ -34,7 +34,7 @@ CELLS_WITH_LINES = 48
 # Of a panel, of what parts panels, and of a line of words, in inches
 SIDE, GAP, LINE_HEIGHT = 2.0, 0.14, 0.135
 COLOURS = 64
-SEEN, HIDDEN, FUTURE, INK, GREY = "#1d4f7c", "#ffffff", "#eceff1", "#22303c", "#66747f"
+SEEN, HIDDEN, FUTURE, LINES, INK, GREY = "#1d4f7c", "#ffffff", "#eceff1", "#d5dbdf", "#22303c", "#66747f"
 
 
 class Seen(NamedTuple):
@@ -239,16 +239,14 @@ def draw_panel(axes: Any, view: View, seen: Seen) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(color=GREY, linewidth=0.6)
-    colours = LinearSegmentedColormap.from_list("seen", [HIDDEN, SEEN])
-    colours.set_under(FUTURE)
+    colours = LinearSegmentedColormap.from_list("seen", [HIDDEN, SEEN]).with_extremes(under=FUTURE)
     axes.imshow(shades_of(view, seen).numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-    places = torch.arange(len(seen.shares))
-    if len(places) <= CELLS_WITH_LINES:
-        edges = (places[1:] - 0.5).tolist()
-        axes.set_xticks(edges, minor=True)
-        axes.set_yticks(edges, minor=True)
-        axes.grid(which="minor", color="#d5dbdf", linewidth=0.35)
-        axes.tick_params(which="minor", length=0)
+    cells = len(seen.shares)
+    if cells <= CELLS_WITH_LINES:
+        edges = [place - 0.5 for place in range(1, cells)]
+        line = {"color": LINES, "linewidth": 0.35}
+        axes.hlines(edges, -0.5, cells - 0.5, **line)
+        axes.vlines(edges, -0.5, cells - 0.5, **line)
 
 
 def shades_of(view: View, seen: Seen) -> torch.Tensor:
