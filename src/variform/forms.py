@@ -16,12 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .model.configuration_variform import (
-    VariformDecoderConfig,
-    VariformEncoderConfig,
-    VariformEncoderDecoderConfig,
-    one_of,
-)
+from .model.checks import one_of
+from .model.configuration_variform import VariformDecoderConfig, VariformEncoderConfig, VariformEncoderDecoderConfig
 
 # An installed package carries the forms beside this file; in a checkout they lie in configs/models
 INSTALLED = Path(__file__).parent / "forms_data"

@@ -16,6 +16,7 @@ ROOT = PACKAGE.parents[1]
 # Inside model/, a file imports only from lines above its own
 LAYERS = [
     "patterns",
+    "checks sharding",
     "configuration_variform",
     "norms positions losses outputs",
     "feed_forward embeddings block_plan texts expert_kernel",

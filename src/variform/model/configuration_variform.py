@@ -1,19 +1,25 @@
 """The three configs of the family: every architectural choice is a field, checked when the config is built."""
 
 import copy
-import difflib
 import math
-from dataclasses import field, fields
+from dataclasses import field
 from typing import Any, ClassVar, Literal
 
-from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import GenerationConfig, PreTrainedConfig
-from transformers.activations import ACT2FN
+from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .checks import (
+    check_choices,
+    check_combinations,
+    check_keys,
+    check_memory,
+    check_pair,
+    check_sizes,
+    checked,
+    refuse,
+)
 from .patterns import Lsh, Pattern, SlidingWindow, parse
+from .sharding import expert_plan, fsdp_plan, tensor_plan
 
 VERSION = "0.1.0"
 
@@ -53,94 +59,12 @@ AUTO_MAP: dict[str, dict[str, str]] = {
     },
 }
 
-# Keys that the platform itself puts into a config.json or passes to a config, besides generation names and `_private` ones.
-PLATFORM_KEYS = frozenset(
-    [
-        "model_type",
-        "auto_map",
-        "architectures",
-        "transformers_version",
-        "transformers_weights",
-        "name_or_path",
-        "num_labels",
-        "torch_dtype",
-        "output_attentions",
-        "output_router_logits",
-        "attn_implementation",
-        "experts_implementation",
-        "per_layer_config",
-        "quantization_config",
-        "compression_config",
-        "rope_theta",
-        "rope_scaling",
-        "partial_rotary_factor",
-        "tie_last_hidden_states",
-        "tokenizer_class",
-        "task_specific_params",
-        "finetuning_task",
-        "adapters",
-        "base_model_name_or_path",
-    ]
-)
-
-
-def refuse(condition: bool, message: str) -> None:
-    """Raises `ValueError(message)` if `condition` holds: a message names the field, the value and the mend."""
-    if condition:
-        raise ValueError(message)
-
-
-def one_of(name: str, value: Any, allowed: Any) -> None:
-    """Refuses `value` unless it is among `allowed`, listing the choices and the nearest one."""
-    if value in allowed:
-        return
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"`{name}={value!r}` is not one of {sorted(map(str, allowed))}.{hint}")
-
-
-def checked(config_class: Any) -> Any:
-    """transformers' `strict` for a config class, whose type errors become `ValueError`s of one sentence."""
-    config_class = strict(config_class)
-    assign = config_class.__setattr__
-
-    def assign_checked(self, name: str, value: Any) -> None:
-        try:
-            assign(self, name, value)
-        except StrictDataclassFieldValidationError as error:
-            raise ValueError(f"`{name}={value!r}` has a wrong type: {error.__cause__}.") from error
-
-    config_class.__setattr__ = assign_checked
-    return config_class
-
 
 class VariformBaseConfig(PreTrainedConfig):
     """What the three configs share: unknown keys are refused, and the whole `AUTO_MAP` entry is saved."""
 
     variform_version: str | None = None
     origin: dict[str, Any] | None = field(default=None, compare=False)  # a form is the same wherever it came from
-
-    def refuse_unknown_keys(self, keys: dict[str, Any]) -> None:
-        """Raises `ValueError` for a key that is neither a field nor known to the platform, with the nearest field."""
-        known = {f.name for f in fields(self)} | PLATFORM_KEYS
-        known |= set(GenerationConfig._get_default_generation_params())
-        for key in keys:
-            if key in known or key.startswith("_"):
-                continue
-            refuse(
-                key.startswith("cross_att") and "pattern" in key,
-                f"`{key}` is not a field: cross-attention is always full, and `attention_patterns` of the encoder and of the "
-                "decoder shape how each attends to itself; leave it out.",
-            )
-            newer = self.variform_version is not None and version_tuple(self.variform_version) > version_tuple(VERSION)
-            if newer:
-                raise ValueError(
-                    f"`{key}` is not a field of {type(self).__name__} in Variform {VERSION}; this config was saved by "
-                    f"{self.variform_version}: `pip install 'variform>={self.variform_version}'`."
-                )
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f"did you mean `{near[0]}`?" if near else "see the class docstring for the fields."
-            raise ValueError(f"`{key}` is not a field of {type(self).__name__}; {hint}")
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
@@ -151,11 +75,6 @@ class VariformBaseConfig(PreTrainedConfig):
         # Written whole: transformers alone would record only the head being saved
         self.auto_map = dict(AUTO_MAP[self.model_type])
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-
-def version_tuple(version: str) -> tuple[int, ...]:
-    """`"0.12.1"` -> `(0, 12, 1)`; what is not a number counts as 0."""
-    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
 
 
 def default_balance_coef(num_experts: int, router_type: str) -> float:
@@ -363,8 +282,8 @@ class VariformStackConfig(VariformBaseConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        self.refuse_unknown_keys(kwargs)
-        self._check_sizes()
+        check_keys(self, kwargs, VERSION)
+        check_sizes(self)
         if self.intermediate_size is None:
             gated = 64 * math.ceil(self.hidden_size * 8 / 3 / 64)
             self.intermediate_size = gated if self.gated_mlp else 4 * self.hidden_size
@@ -382,12 +301,12 @@ class VariformStackConfig(VariformBaseConfig):
         self.attention_patterns = [parse(spec).to_dict() for spec in self.attention_patterns]
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
         self._set_experts()
-        self._check_memory()
+        check_memory(self)
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None
-        self._check_choices()
-        self._check_combinations()
+        check_choices(self)
+        check_combinations(self)
 
     def _set_experts(self) -> None:
         """What follows from the number of experts and the router, where it is not given."""
@@ -484,82 +403,19 @@ class VariformStackConfig(VariformBaseConfig):
 
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:
-        """The units that FSDP2 shards; the last norm stays whole because the head reads it at once.
-
-        The head is part of the root's unit, where its weight is whole and plain while the loss reads it (the fast way of
-        `linear_cross_entropy`); a table that it is tied to must stay whole as well.
-        """
-        table = "keep_full_weight" if self.tie_word_embeddings else "free_full_weight"
-        plan = {"embed_tokens": table, "layers.*": "free_full_weight"}
-        return {**plan, "norm": "keep_full_weight"} if self.final_norm else plan
+        return fsdp_plan(self)
 
     @property
     def base_model_tp_plan(self) -> dict[str, str]:
-        """How tensor parallelism shards a layer: each process computes some heads and a slice of the feed-forward.
-
-        Where a head has data of its own (its bias, sink, pattern or share of a norm), queries, keys and values are gathered
-        and each process computes all heads: still right, and slower.
-        """
-        patterns = [parse(entry) for entry in self.attention_patterns]
-        is_per_head = self.attention_sinks or self.qk_norm == "full"
-        is_per_head = is_per_head or any(len(p.by_head(self.num_attention_heads)) > 1 for p in patterns)
-        hashes = [isinstance(p, Lsh) for p in patterns]
-        is_per_head = is_per_head or any(hashes)
-        if is_per_head or self.position_embedding_type in ("relative_bias", "alibi", "transformer_xl"):
-            split, merge = "colwise_gather_output", "rowwise_split_input"
-        else:
-            split, merge = "colwise", "rowwise"
-        attention = {"q_proj": split, "k_proj": split, "v_proj": split, "o_proj": merge}
-        if all(hashes):
-            del attention["k_proj"]
-        if self.position_embedding_type == "transformer_xl":
-            attention["r_proj"] = split
-        if any(getattr(p, "global_projections", False) for p in patterns):
-            attention |= {f"{name}_global": split for name in ("q_proj", "k_proj", "v_proj")}
-        if self.qk_norm == "head":
-            norm = "replicated_with_grad_allreduce" if split == "colwise" else "replicate"
-            attention |= dict.fromkeys(["q_norm"] if all(hashes) else ["q_norm", "k_norm"], norm)
-        plan = {f"layers.*.self_attn.{name}": style for name, style in attention.items()}
-        plan |= {f"layers.*.mlp.{name}": style for name, style in self._feed_forward_tp_plan().items()}
-        return {"embed_tokens": "embedding_rowwise", **plan}
+        return tensor_plan(self)
 
     @base_model_tp_plan.setter
     def base_model_tp_plan(self, value: dict[str, str]) -> None:
         """Takes no note: transformers 5.20 writes back the plan that it read, whose embeddings are sharded already."""
 
-    def _feed_forward_tp_plan(self) -> dict[str, str]:
-        """Each process holds a slice of every expert and of the shared ones; routers and their gates stay whole."""
-        feed_forward = {"up_proj": "colwise", "down_proj": "rowwise"}
-        if self.gated_mlp:
-            feed_forward["gate_proj"] = "colwise"
-        are_sparse = set(map(self.is_sparse_layer, range(self.num_hidden_layers)))
-        plan = dict(feed_forward) if False in are_sparse else {}
-        if True not in are_sparse:
-            return plan
-        if self.num_shared_experts:
-            plan |= {f"shared_experts.{name}": style for name, style in feed_forward.items()}
-        if self.experts_layout == "modulelist":
-            return plan | {f"experts.*.{name}": style for name, style in feed_forward.items()}
-        # On the biases, one row an expert, the row styles split the last axis
-        styles = {
-            "gate_up_proj": "packed_colwise",
-            "gate_up_proj_bias": "packed_rowwise",
-            "up_proj": "colwise",
-            "up_proj_bias": "rowwise",
-            "down_proj": "rowwise",
-            "down_proj_bias": "replicate",
-        }
-        plan |= {f"experts.{name}": styles[name] for name in self.expert_parameters}
-        return {**plan, "experts": "moe_tp_experts"}
-
     @property
     def base_model_ep_plan(self) -> dict[str, str]:
-        """How expert parallelism shares out sparse layers: each process holds some experts whole, and tokens travel to them."""
-        has_experts = any(map(self.is_sparse_layer, range(self.num_hidden_layers)))
-        if not has_experts or self.experts_layout == "modulelist":
-            return {}
-        plan = {f"layers.*.mlp.experts.{name}": "grouped_gemm" for name in self.expert_parameters}
-        return {**plan, "layers.*.mlp.experts": "ep_dispatch_experts"}
+        return expert_plan(self)
 
     @property
     def expert_parameters(self) -> list[str]:
@@ -580,335 +436,10 @@ class VariformStackConfig(VariformBaseConfig):
             return self.rope_parameters[layer_type]
         return self.rope_parameters
 
-    def _check_sizes(self) -> None:
-        counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-        for name in counts:
-            refuse(getattr(self, name) < 1, f"`{name}={getattr(self, name)}` must be at least 1.")
-        for name in ("intermediate_size", "head_dim", "num_key_value_heads", "embedding_size", "num_hidden_groups"):
-            value = getattr(self, name)
-            refuse(value is not None and value < 1, f"`{name}={value}` must be at least 1, or unset to derive it.")
-        refuse(self.type_vocab_size < 0, f"`type_vocab_size={self.type_vocab_size}` must be 0 (none) or more.")
-        refuse(self.position_offset < 0, f"`position_offset={self.position_offset}` must be 0 or more.")
-        refuse(
-            self.head_dim is None and self.hidden_size % self.num_attention_heads != 0,
-            f"`hidden_size={self.hidden_size}` is not a multiple of `num_attention_heads={self.num_attention_heads}`; "
-            "set `head_dim` to choose the width of a head freely.",
-        )
-
-    def _check_choices(self) -> None:
-        for name in ("hidden_act", "pooler_act"):
-            one_of(name, getattr(self, name), list(ACT2FN))
-        one_of("head_act", self.head_act, [None, *ACT2FN])
-        dropouts = [f"{name}_dropout" for name in ("hidden", "attention", "activation", "classifier")]
-        for name in (*dropouts, "layerdrop", "label_smoothing"):
-            value = getattr(self, name)
-            refuse(not 0 <= value < 1, f"`{name}={value}` is a probability: it must lie in [0, 1).")
-        refuse(self.z_loss_coef < 0, f"`z_loss_coef={self.z_loss_coef}` must be 0 (off) or more.")
-        refuse(self.norm_eps <= 0, f"`norm_eps={self.norm_eps}` must be above 0.")
-        refuse(self.initializer_range < 0, f"`initializer_range={self.initializer_range}` must be 0 or more.")
-        for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_scale"):
-            value = getattr(self, name)
-            refuse(value is not None and value <= 0, f"`{name}={value}` must be above 0, or null to leave it out.")
-        if not isinstance(self.attention_bias, bool):
-            for projection in self.attention_bias:
-                one_of("attention_bias", projection, ["q", "k", "v", "o"])
-        eos_ids = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
-        for name, ids in (("pad", [self.pad_token_id]), ("bos", [self.bos_token_id]), ("eos", eos_ids)):
-            for token_id in ids:
-                refuse(
-                    token_id is not None and not 0 <= token_id < self.vocab_size,
-                    f"`{name}_token_id={token_id}` is outside the vocabulary: `vocab_size={self.vocab_size}`.",
-                )
-
-    def _check_combinations(self) -> None:
-        refuse(
-            self.num_attention_heads % self.num_key_value_heads != 0,
-            f"`num_key_value_heads={self.num_key_value_heads}` does not divide "
-            f"`num_attention_heads={self.num_attention_heads}`.",
-        )
-        self._check_groups()
-        refuse(
-            self.norm_unit_offset and self.norm_type != "rms_norm",
-            f"`norm_unit_offset=True` is a form of rms_norm, got `norm_type={self.norm_type!r}`; drop one of them.",
-        )
-        refuse(
-            self.parallel_residual and self.norm_placement != "pre",
-            f"`parallel_residual=True` needs `norm_placement='pre'`, got {self.norm_placement!r}.",
-        )
-        refuse(
-            self.skip_first_norm and self.norm_placement not in ("pre", "sandwich"),
-            f"`skip_first_norm=True` leaves out a norm that `norm_placement={self.norm_placement!r}` does not have.",
-        )
-        self._check_streams()
-        self._check_experts()
-        for entry in self.attention_patterns:
-            parse(entry).check(self.is_causal_stack, self.max_position_embeddings, self.num_attention_heads)
-        self._check_sorting()
-        refuse(
-            self.is_causal_stack and self.pooler,
-            "`pooler=True` is for encoders; drop it, or set `classifier_transform=True` for a dense layer before the labels.",
-        )
-        if self.position_embedding_type == "rope":
-            self._check_rope()
-        if self.position_embedding_type == "sinusoidal":
-            refuse(
-                self.embedding_size % 2 != 0 or self.embedding_size < 4,
-                f"`position_embedding_type='sinusoidal'` needs an even embedding width of at least 4, got "
-                f"{self.embedding_size}.",
-            )
-        if self.position_embedding_type == "axial":
-            self._check_axes()
-        if self.position_embedding_type == "relative_bias":
-            self._check_buckets()
-        refuse(
-            self.position_embedding_type == "transformer_xl" and self.hidden_size % 2 != 0,
-            f"`hidden_size={self.hidden_size}` is odd, and `position_embedding_type='transformer_xl'` has a sine and a cosine "
-            "of each frequency; choose an even one.",
-        )
-
-    def _check_streams(self) -> None:
-        streams = f"`residual_streams={self.residual_streams}`"
-        refuse(self.residual_streams not in (1, 2), f"{streams} must be 1 or 2.")
-        if self.residual_streams == 1:
-            return
-        refuse(self.norm_placement != "pre", f"{streams} needs `norm_placement='pre'`, got {self.norm_placement!r}.")
-        refuse(
-            self.parallel_residual,
-            f"{streams} lets the feed-forward read what attention has added to, and `parallel_residual=True` what it has not; "
-            "drop one of them.",
-        )
-        refuse(
-            self.tie_word_embeddings,
-            f"{streams} gives the language-model head states of {self.output_size}, {self.residual_streams} times as wide as "
-            "a layer: set `tie_word_embeddings=False`.",
-        )
-
     @property
     def sorts_texts(self) -> bool:
         """Whether a layer sorts whole texts by hash, so that no cache can hold what earlier tokens saw."""
         return any(isinstance(p, Lsh) and p.chunked for p in map(parse, self.attention_patterns))
-
-    def _check_sorting(self) -> None:
-        if not (self.is_causal_stack and self.sorts_texts):
-            return
-        entry = next(str(p) for p in map(parse, self.attention_patterns) if isinstance(p, Lsh) and p.chunked)
-        refuse(
-            self.use_cache,
-            f"`use_cache=True`: `attention_patterns` entry '{entry}' sorts the whole text anew with each token, which no cache "
-            "holds; set it to False, or use `chunked=false`.",
-        )
-        refuse(
-            self.memory_length > 0,
-            f"`memory_length={self.memory_length}`: `attention_patterns` entry '{entry}' sorts whole texts, of which a memory "
-            "holds a part; drop it, or use `chunked=false`.",
-        )
-
-    def _check_axes(self) -> None:
-        for name in ("axial_shape", "axial_dims"):
-            axes = getattr(self, name)
-            refuse(len(axes) != 2 or min(axes) < 1, f"`{name}={axes}` must be two numbers from 1 on.")
-        refuse(
-            math.prod(self.axial_shape) < self.max_position_embeddings,
-            f"`axial_shape={self.axial_shape}` holds {math.prod(self.axial_shape)} positions, fewer than "
-            f"`max_position_embeddings={self.max_position_embeddings}`; choose larger tables, or unset it to derive it.",
-        )
-        refuse(
-            sum(self.axial_dims) != self.embedding_size,
-            f"`axial_dims={self.axial_dims}` must add up to `embedding_size={self.embedding_size}`; unset it to derive it.",
-        )
-
-    def _check_groups(self) -> None:
-        groups = self.num_hidden_groups or self.num_hidden_layers
-        refuse(
-            self.num_hidden_layers % groups != 0,
-            f"`num_hidden_groups={groups}` does not divide `num_hidden_layers={self.num_hidden_layers}`.",
-        )
-        size = self.num_hidden_layers // groups
-        entries = [self.attention_patterns[i % len(self.attention_patterns)] for i in range(self.num_hidden_layers)]
-        refuse(
-            any(entries[i] != entries[i // size * size] for i in range(self.num_hidden_layers)),
-            f"`num_hidden_groups={groups}` makes layers share weights that `attention_patterns` gives different patterns; "
-            "give one pattern to each group.",
-        )
-        refuse(
-            self.skip_first_norm and size > 1,
-            f"`skip_first_norm=True` would leave the norm out of {size} layers that share weights "
-            f"(`num_hidden_groups={groups}`); drop one of them.",
-        )
-
-    def _check_experts(self) -> None:
-        experts, per_token = self.num_experts, self.num_experts_per_tok
-        refuse(experts < 0, f"`num_experts={experts}` must be 0 (none) or more.")
-        is_sparse = "sparse" in (self.mlp_layer_types or [])
-        refuse(self.mlp_layer_types == [], "`mlp_layer_types=[]` is empty: name 'dense' or 'sparse' for the layers.")
-        for entry in self.mlp_layer_types or []:
-            one_of("mlp_layer_types", entry, ("dense", "sparse"))
-        refuse(
-            experts == 0 and is_sparse,
-            f"`num_experts=0` leaves the sparse layers of `mlp_layer_types={self.mlp_layer_types}` without experts; set it to "
-            "2 or more, or leave them dense.",
-        )
-        refuse(
-            experts > 0 and not is_sparse,
-            f"`num_experts={experts}`, but `mlp_layer_types` has no 'sparse' layer that would have them; name one, or drop it.",
-        )
-        if experts == 0:
-            return
-        refuse(
-            not 1 <= per_token <= experts,
-            f"`num_experts_per_tok={per_token}` must lie between 1 and `num_experts={experts}`.",
-        )
-        refuse(
-            self.moe_intermediate_size < 1, f"`moe_intermediate_size={self.moe_intermediate_size}` must be at least 1."
-        )
-        refuse(
-            self.num_shared_experts < 0, f"`num_shared_experts={self.num_shared_experts}` must be 0 (none) or more."
-        )
-        refuse(
-            self.shared_expert_gate and self.num_shared_experts == 0,
-            "`shared_expert_gate=True` gates shared experts: set `num_shared_experts` to 1 or more, or drop it.",
-        )
-        for name in ("router_aux_loss_coef", "router_z_loss_coef", "router_bias_update_rate"):
-            value = getattr(self, name)
-            refuse(value < 0, f"`{name}={value}` must be 0 (off) or more.")
-        jitter = self.router_jitter_noise
-        refuse(not 0 <= jitter < 1, f"`router_jitter_noise={jitter}` must lie in [0, 1).")
-        self._check_router()
-        self._check_capacity()
-        groups = self.num_hidden_groups or self.num_hidden_layers
-        size = max(1, self.num_hidden_layers // groups)
-        types = [self.is_sparse_layer(i) for i in range(self.num_hidden_layers)]
-        refuse(
-            any(types[i] != types[i // size * size] for i in range(self.num_hidden_layers)),
-            f"`num_hidden_groups={groups}` makes layers share weights that `mlp_layer_types` makes dense here, sparse there; "
-            "give one type to each group.",
-        )
-
-    def _check_router(self) -> None:
-        experts, per_token, router = self.num_experts, self.num_experts_per_tok, self.router_type
-        refuse(
-            router == "expert_choice" and self.is_causal_stack,
-            "`router_type='expert_choice'` lets experts choose among all tokens, later ones too, which a decoder must not see; "
-            "use 'softmax_topk'.",
-        )
-        refuse(
-            router == "switch" and per_token != 1,
-            f"`router_type='switch'` uses one expert a token, got `num_experts_per_tok={per_token}`; set it to 1, or use "
-            "'softmax_topk'.",
-        )
-        is_normalised = bool(self.norm_topk_prob)
-        refuse(
-            is_normalised and router in ("switch", "expert_choice"),
-            f"`norm_topk_prob=True` does not go with `router_type={router!r}`, whose weights are the scores; drop it.",
-        )
-        refuse(
-            is_normalised and per_token == 1 and experts > 1,
-            "`norm_topk_prob=True` makes the weight of `num_experts_per_tok=1` always 1, from which no router can learn; "
-            "set it to False.",
-        )
-        refuse(
-            router == "expert_choice" and self.routed_scaling_factor != 1.0,
-            f"`routed_scaling_factor={self.routed_scaling_factor}` is for routers whose tokens choose; leave it 1.0.",
-        )
-        has_groups = self.n_group != 1 or self.topk_group != 1
-        refuse(
-            has_groups and router != "sigmoid_bias",
-            f"`n_group={self.n_group}` and `topk_group={self.topk_group}` are for `router_type='sigmoid_bias'`; leave them 1.",
-        )
-        refuse(
-            self.n_group < 1 or experts % self.n_group != 0,
-            f"`n_group={self.n_group}` does not divide `num_experts={experts}`.",
-        )
-        refuse(
-            not 1 <= self.topk_group <= self.n_group,
-            f"`topk_group={self.topk_group}` must lie between 1 and `n_group={self.n_group}`.",
-        )
-        within = self.topk_group * experts // self.n_group
-        refuse(
-            per_token > within,
-            f"`num_experts_per_tok={per_token}` is more than the {within} experts of `topk_group={self.topk_group}` groups.",
-        )
-
-    def _check_capacity(self) -> None:
-        factor, capacity = self.expert_capacity_factor, self.expert_capacity
-        refuse(
-            factor is not None and factor <= 0,
-            f"`expert_capacity_factor={factor}` must be above 0; leave it unset for no limit.",
-        )
-        refuse(
-            capacity is not None and capacity < 1,
-            f"`expert_capacity={capacity}` must be at least 1 token; leave it unset for no limit.",
-        )
-        refuse(
-            factor is not None and capacity is not None,
-            f"`expert_capacity_factor={factor}` and `expert_capacity={capacity}` both limit an expert; give one.",
-        )
-        refuse(
-            self.expert_capacity_in_eval and factor is None and capacity is None,
-            "`expert_capacity_in_eval=True`, but there is no capacity; set `expert_capacity_factor`, or drop it.",
-        )
-        refuse(
-            self.expert_capacity_in_eval and not self.is_causal_stack,
-            "`expert_capacity_in_eval=True` is for decoders: encoders have the limit in evaluation anyway; drop it.",
-        )
-        refuse(
-            self.expert_capacity_in_eval and self.use_cache,
-            "`use_cache=True`: with `expert_capacity_in_eval` an expert's room is counted over the whole text, which a cache "
-            "does not hold; set one of them to False.",
-        )
-
-    def _check_memory(self) -> None:
-        refuse(self.memory_length < 0, f"`memory_length={self.memory_length}` must be 0 (none) or more.")
-        refuse(
-            self.memory_length > 0 and not self.is_causal_stack,
-            f"`memory_length={self.memory_length}` is for decoders: an encoder's tokens see both ways, so that a text cannot "
-            "be read in pieces; drop it.",
-        )
-        by_layer_type = any(isinstance(value, dict) for value in (self.rope_parameters or {}).values())
-        refuse(
-            self.memory_length > 0 and by_layer_type,
-            f"`memory_length={self.memory_length}` makes all layers of one type for their caches, and `rope_parameters` tells "
-            "them apart by type; give one dict for all.",
-        )
-
-    def _check_rope(self) -> None:
-        for layer_type in set(self.layer_types):
-            parameters = self.rope_parameters_of(layer_type) or {}
-            rope_type = parameters.get("rope_type", "default")
-            one_of("rope_parameters['rope_type']", rope_type, ["default", *ROPE_INIT_FUNCTIONS])
-            theta = parameters.get("rope_theta")
-            refuse(
-                not isinstance(theta, (int, float)) or theta <= 0,
-                f"`rope_parameters['rope_theta']={theta}` must be above 0.",
-            )
-            rotated = int(self.head_dim * parameters.get("partial_rotary_factor", 1.0))
-            refuse(
-                rotated < 2 or rotated % 2 != 0 or rotated > self.head_dim,
-                f"`position_embedding_type='rope'` rotates pairs: `head_dim={self.head_dim}` times `partial_rotary_factor="
-                f"{parameters.get('partial_rotary_factor', 1.0)}` gives {rotated}; choose an even number.",
-            )
-            refuse(
-                rope_type == "dynamic" and rotated == 2,
-                "`rope_parameters['rope_type']='dynamic'` has no scale for a single pair; rotate 4 channels or more.",
-            )
-        try:
-            self.validate_rope()
-        except KeyError as error:
-            raise ValueError(error.args[0]) from error
-
-    def _check_buckets(self) -> None:
-        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        exact = buckets // (2 if self.is_causal_stack else 4)
-        refuse(
-            exact < 1 or (not self.is_causal_stack and buckets % 2 != 0),
-            f"`relative_attention_num_buckets={buckets}` is too small or odd: causal stacks need 2 or more, "
-            "bidirectional ones an even number from 4.",
-        )
-        refuse(
-            distance <= exact,
-            f"`relative_attention_max_distance={distance}` must be above {exact}, the distances that "
-            f"`relative_attention_num_buckets={buckets}` tells apart one by one.",
-        )
 
 
 @checked
@@ -980,14 +511,17 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
     def __post_init__(self, **kwargs):
         for name in MIRRORED_FIELDS:
             kwargs.pop(name, None)
-        self.refuse_unknown_keys(kwargs)
+        check_keys(self, kwargs, VERSION)
         self.encoder = self._with_pair_ids("encoder", self.encoder)
         self.decoder = self._with_pair_ids("decoder", self.decoder)
         super().__post_init__(**kwargs)
         if self.router_aux_loss_coef is None:
             stacks = (self.encoder, self.decoder)
             self.router_aux_loss_coef = max(default_balance_coef(s.num_experts, s.router_type) for s in stacks)
-        self._check_pair()
+        if self.tie_encoder_decoder_embeddings is None:
+            shapes = [(stack.vocab_size, stack.embedding_size) for stack in (self.encoder, self.decoder)]
+            self.tie_encoder_decoder_embeddings = shapes[0] == shapes[1]
+        check_pair(self)
 
     def _with_pair_ids(self, side: str, stack: Any) -> Any:
         """The sub-config's dict with the pair's special ids, so that each stack knows its padding."""
@@ -1014,36 +548,6 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
         wanted = self.sub_configs_defaults[side].model_type
         refuse(stack.pop("model_type", wanted) != wanted, f"`{side}` must be a {wanted} config.")
         return stack
-
-    def _check_pair(self) -> None:
-        smoothing = self.label_smoothing
-        refuse(not 0 <= smoothing < 1, f"`label_smoothing={smoothing}` is a probability: it must lie in [0, 1).")
-        for name in ("z_loss_coef", "router_aux_loss_coef", "router_z_loss_coef"):
-            value = getattr(self, name)
-            refuse(value < 0, f"`{name}={value}` must be 0 (off) or more.")
-        refuse(
-            self.use_cache and self.decoder.sorts_texts,
-            "`use_cache=True`: the decoder's `attention_patterns` sort the whole text anew with each token, which no cache "
-            "holds; set it to False, or use `chunked=false`.",
-        )
-        refuse(
-            self.decoder.residual_streams != 1,
-            f"`decoder.residual_streams={self.decoder.residual_streams}` leaves open which stream attends to the encoder; "
-            "use 1.",
-        )
-        start = self.decoder_start_token_id
-        refuse(
-            start is not None and not 0 <= start < self.decoder.vocab_size,
-            f"`decoder_start_token_id={start}` is outside the vocabulary: `decoder.vocab_size={self.decoder.vocab_size}`.",
-        )
-        shapes = [(stack.vocab_size, stack.embedding_size) for stack in (self.encoder, self.decoder)]
-        if self.tie_encoder_decoder_embeddings is None:
-            self.tie_encoder_decoder_embeddings = shapes[0] == shapes[1]
-        refuse(
-            self.tie_encoder_decoder_embeddings and shapes[0] != shapes[1],
-            f"`tie_encoder_decoder_embeddings=True` needs equal `vocab_size` and `embedding_size` in both stacks, got "
-            f"{shapes[0]} and {shapes[1]}; set it to False.",
-        )
 
     # Read-only, but for the vocabulary: resizing the embeddings writes it here
     hidden_size = property(lambda self: self.decoder.hidden_size)

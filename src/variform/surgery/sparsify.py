@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from ..model.configuration_variform import AUTO_MAP, one_of, refuse
+from ..model.checks import one_of, refuse
+from ..model.configuration_variform import AUTO_MAP
 from ..model.patterns import parse
 from ..model.positions import RotaryEmbedding
 from ..report.costs import stacks_of
