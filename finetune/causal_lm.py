@@ -30,6 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import variform
 from variform.hub.cards import CardFacts, environment, write_card
+from variform.report.expert_load import save_heat_map
 from variform.training import long_text
 from variform.training.arguments import parse_recipe
 from variform.training.budget import ClockedTrainer, TimeBudget
@@ -106,6 +107,8 @@ def main(argv: list[str]) -> int:
         write_card(folder, card_facts(task, texts, trainer, measured, argv))
         if task.prompts:
             go_on(console, folder, model, tokenizer, task.prompts)
+        if picture := save_heat_map(folder):
+            console.print(f"Who computed what: {picture}.")
         console.print(f"Model, card and metrics.json are in {folder}.")
     return 0
 

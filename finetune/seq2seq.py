@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import variform
 from variform.hub.cards import CardFacts, Figure, environment, write_card
+from variform.report.expert_load import save_heat_map
 from variform.training import cmudict
 from variform.training.arguments import parse_recipe
 from variform.training.budget import BudgetedTrainer, TimeBudget
@@ -94,6 +95,8 @@ def main(argv: list[str]) -> int:
         write_card(folder, card_facts(task, words, trainer, scores, argv))
         if task.words:
             pronounce(console, folder, model, tokenizer, task.words)
+        if picture := save_heat_map(folder):
+            console.print(f"Who computed what: {picture}.")
         console.print(f"Model and card are in {folder}.")
     return 0
 
