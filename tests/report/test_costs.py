@@ -9,7 +9,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import variform
 from variform.forms import SHAPES
-from variform.report.costs import Costs, count_costs, default_length, seen_pairs, subtract
+from variform.model.lsh import OwnKeys, as_key, count_in_chunks, hash_keys, rotations, see_by_hash
+from variform.model.patterns import Text, count_visible, parse
+from variform.report.costs import (
+    Costs,
+    count_costs,
+    default_length,
+    expected_pairs,
+    hash_products,
+    seen_pairs,
+    subtract,
+    visible_pairs,
+)
 
 LENGTH = 11
 # Everything that has a say in the arithmetic, in few forms
@@ -21,6 +32,14 @@ FORMS = {
     "decoder": tiny("decoder", num_key_value_heads=1, tie_word_embeddings=False),
     "wide heads": tiny("decoder", head_dim=10, attention_sinks=True, qk_norm="head", position_embedding_type="alibi"),
     "causal in a window": tiny("decoder", num_hidden_layers=3, attention_patterns=["sliding_window:4", "full"]),
+    "experts": tiny("decoder", num_experts=4, num_shared_experts=1, shared_expert_gate=True),
+    "some experts": tiny(
+        "encoder",
+        num_experts=4,
+        num_experts_per_tok=1,
+        mlp_layer_types=["dense", "sparse"],
+        experts_layout="modulelist",
+    ),
     "pair": tiny("encoder_decoder"),
     "uneven pair": tiny(
         "encoder_decoder",
@@ -87,6 +106,16 @@ def test_parameters_are_those_of_the_built_model(name):
     assert count_costs(FORMS[name]).parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_a_token_uses_a_part_of_the_experts():
+    """Qwen3-30B-A3B: "3.3B activated", arXiv:2505.09388, table 2; here by hand, of two layers with experts of four."""
+    assert count_costs(variform.load_config("qwen3-30b-a3b")).active_parameters == 3_353_032_704
+    config = tiny("encoder", num_experts=4, num_experts_per_tok=1, mlp_bias=True)
+    costs = count_costs(config)
+    expert = 3 * 12 * 14 + 2 * 14 + 12
+    assert costs.parameters - costs.active_parameters == 2 * 3 * expert
+    assert count_costs(tiny("encoder")).active_parameters == count_costs(tiny("encoder")).parameters
+
+
 @pytest.mark.parametrize(
     ("form", "parameters"),
     [("albert-base", 11_221_680), ("qwen3-0.6b", 596_049_920), ("t5-v1.1-small", 76_961_152)],
@@ -144,7 +173,7 @@ def test_sliding_layers_stop_growing_at_their_window():
 
 
 def test_an_encoder_caches_nothing():
-    assert count_costs(tiny("encoder"))[2:] == (0, 0, 0)
+    assert count_costs(tiny("encoder"))[3:] == (0, 0, 0)
 
 
 def test_a_cache_of_another_dtype_takes_its_bytes():
@@ -156,7 +185,7 @@ def test_a_window_costs_less_than_all():
     full, windowed = (tiny("decoder", attention_patterns=[pattern]) for pattern in ("full", "sliding_window:4"))
     change = subtract(count_costs(windowed, LENGTH), count_costs(full, LENGTH))
     # Two layers of 3 heads, 4 wide; 66 pairs become 38
-    assert change == Costs(0, pytest.approx(-2 * 4 * 3 * 4 * (66 - 38) / LENGTH), 0, -2 * 2 * 3 * 4 * 2, 0)
+    assert change == Costs(0, 0, pytest.approx(-2 * 4 * 3 * 4 * (66 - 38) / LENGTH), 0, -2 * 2 * 3 * 4 * 2, 0)
 
 
 def test_the_default_length_is_what_all_stacks_were_made_for():
@@ -180,3 +209,74 @@ def test_counting_is_quick():
 def test_an_empty_text_is_refused():
     with pytest.raises(ValueError, match="`length=0` must be at least 1 token"):
         count_costs(tiny("encoder"), length=0)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize(
+    "spec",
+    ["full", "sliding_window:3", "chunked:4", "chunked:4,before=1", "strided:3,heads=split", "big_bird:2,random=1"],
+)
+def test_visible_pairs_are_those_that_are_counted_one_by_one(spec, is_causal):
+    for length in (1, 5, 14):
+        text = Text(length, is_causal)
+        assert visible_pairs(parse(spec), text, 3) == count_visible(parse(spec), text, 3)
+
+
+def test_a_prefix_adds_the_pairs_of_its_future():
+    text = Text(9, is_causal=True, prefix=4)
+    assert visible_pairs(parse("prefix_lm"), text, 1) == count_visible(parse("prefix_lm"), text) == 45 + 6
+
+
+class TestHashing:
+    def of_random_buckets(self, spec, length, is_causal, draws=4000):
+        """The naive twin: the pairs of many draws of buckets, on average; a token sees itself only where nothing else."""
+        pattern, generator = parse(spec), torch.Generator().manual_seed(0)
+        total = pattern.factors[0] * (pattern.factors[1] if len(pattern.factors) > 1 else 1)
+        buckets = torch.randint(total, (draws, pattern.rounds, length), generator=generator)
+        meets = (buckets[..., :, None] == buckets[..., None, :]).any(1)
+        others = meets & ~torch.eye(length, dtype=torch.bool)
+        others = others.tril() if is_causal else others
+        alone = ~others.any(-1)
+        return float(others.sum() + alone.sum()) / draws
+
+    @pytest.mark.parametrize("is_causal", [True, False])
+    @pytest.mark.parametrize(("spec", "length"), [("lsh:4", 7), ("lsh:8,rounds=3", 13), ("lsh:2/4", 5), ("lsh:2", 1)])
+    def test_pairs_are_those_to_be_expected_of_even_hashes(self, spec, length, is_causal):
+        expected = self.of_random_buckets(spec, length, is_causal)
+        assert expected_pairs(parse(spec), length, is_causal) == pytest.approx(expected, rel=0.02)
+
+    @pytest.mark.parametrize("is_causal", [True, False])
+    def test_pairs_are_near_those_of_random_states(self, is_causal):
+        """Hashes of normal states fall almost evenly, so that the layer's own definition agrees."""
+        pattern, length = parse("lsh:4,rounds=2"), 29
+        key = as_key(torch.randn(40, 8, length, 16, generator=torch.Generator().manual_seed(0)))
+        shown = torch.ones(1, 1, length, length, dtype=torch.bool)
+        shown = shown.tril() if is_causal else shown
+        seen, _ = see_by_hash(pattern, 0, OwnKeys(key, torch.arange(length)), key, shown)
+        assert expected_pairs(pattern, length, is_causal) == pytest.approx(float(seen.sum()) / 320, rel=0.05)
+
+    def test_chunks_are_as_many_as_are_computed(self):
+        """In each round a query meets two chunks, its own key with them."""
+        pattern, length = parse("lsh:4,rounds=2,chunked=true,chunk=3"), 12
+        key = as_key(torch.randn(1, 1, length, 8, generator=torch.Generator().manual_seed(0)))
+        shown = torch.ones(1, 1, length, length, dtype=torch.bool)
+        met = count_in_chunks(hash_keys(key, pattern, 0), pattern, shown)
+        assert expected_pairs(pattern, length, is_causal=False) == int(met.sum())
+
+    @pytest.mark.parametrize(("spec", "products"), [("lsh:8", 4), ("lsh:8,rounds=3", 12), ("lsh:4/6", 5), ("full", 0)])
+    def test_a_key_is_multiplied_with_each_direction(self, spec, products):
+        pattern = parse(spec)
+        assert hash_products(pattern) == products
+        if products:
+            assert rotations(pattern, 0, num_heads=1, size=5).shape[2:].numel() == products
+
+    def test_hashes_count_as_arithmetic(self):
+        """Two layers of 3 heads, 4 wide: two operations a term, two directions a round and token, two terms a pair."""
+        few, many = (tiny("decoder", attention_patterns=[f"lsh:4,rounds={rounds}"]) for rounds in (1, 3))
+        pairs = [expected_pairs(parse(f"lsh:4,rounds={rounds}"), LENGTH, True) for rounds in (1, 3)]
+        change = subtract(count_costs(many, LENGTH), count_costs(few, LENGTH)).flops * LENGTH
+        assert change == pytest.approx(2 * 2 * 3 * 4 * (2 * (pairs[1] - pairs[0]) + LENGTH * (6 - 2)))
+
+    def test_what_sorts_whole_texts_has_no_cache(self):
+        config = tiny("decoder", attention_patterns=["lsh:4,chunked=true,chunk=4", "full"], use_cache=False)
+        assert count_costs(config)[2:] == (0, 0, 0)

@@ -75,6 +75,16 @@ def test_a_pair_stands_side_by_side():
     assert feed_forward.index("gated silu") < feed_forward.index("gated relu")
 
 
+def test_experts_are_said_with_how_they_are_chosen_and_what_a_token_uses():
+    text = as_text(describe(variform.load_config("qwen3-30b-a3b")))
+    assert "128, gated silu, 768 wide; 8 a token, by softmax; weights add up to 1" in text
+    assert "30.5 G (30,532,122,624), of which a token uses 3.35 G" in text and "feed-forward" not in text
+    some = {"num_experts": 4, "mlp_layer_types": ["dense", "sparse"], "router_type": "sigmoid_bias", "n_group": 2}
+    said = as_text(describe(tiny("decoder", **some, num_shared_experts=1, router_z_loss_coef=0.1)))
+    assert "14 wide; in 1 of 2 layers" in said and "from the 1 best of 2 groups; 1 shared by all tokens" in said
+    assert "router z-loss 0.1" in said and "balance loss" not in said
+
+
 def test_a_head_of_its_own_is_said_beside_tied_stacks():
     text = as_text(describe(variform.load_config("t5-v1.1-small")))
     assert "weights of its own; encoder and decoder share one table of embeddings" in text
@@ -83,6 +93,18 @@ def test_a_head_of_its_own_is_said_beside_tied_stacks():
 def test_the_bound_of_a_windows_cache_is_said():
     windowed = variant(LLAMA, attention_patterns=["sliding_window:512", "full"])
     assert "23.0 kB a token of context, in bfloat16; 11.5 kB from token 512 on" in as_text(describe(windowed))
+
+
+def test_a_form_that_sorts_whole_texts_says_that_it_has_no_cache():
+    sorted_texts = ["lsh:4,chunked=true,chunk=4", "full"]
+    lines = as_text(describe(tiny("decoder", attention_patterns=sorted_texts, use_cache=False))).splitlines()
+    (cache,) = [" ".join(line.split()) for line in lines if line.startswith("cache")]
+    assert cache == "cache none: a layer sorts the whole text anew with each token"
+    assert "none: a layer sorts" not in as_text(describe(tiny("decoder", attention_patterns=["lsh:4"])))
+
+
+def test_an_encoder_says_nothing_of_a_cache():
+    assert "cache" not in as_text(describe(tiny("encoder", attention_patterns=["lsh:4,chunked=true,chunk=4"])))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +163,7 @@ def test_a_window_takes_arithmetic_and_later_cache_alone():
     (row,) = differences(LLAMA, variant(LLAMA, attention_patterns=["sliding_window:512"]), length=2048)
     assert (row.field, row.a, row.b) == ("attention_patterns", ["full"], ["sliding_window:512"])
     hidden = (2048 - 512) * (2048 - 512 + 1) // 2  # (query, key) pairs out of reach
-    assert row.change == Costs(0, -30 * 4 * 9 * 64 * hidden / 2048, 0, -30 * 2 * 3 * 64 * 2, 0)
+    assert row.change == Costs(0, 0, -30 * 4 * 9 * 64 * hidden / 2048, 0, -30 * 2 * 3 * 64 * 2, 0)
 
 
 def test_what_follows_another_field_goes_with_it():
@@ -182,7 +204,7 @@ def test_an_encoder_and_a_decoder_of_the_same_fields_differ_in_shape():
     rows = differences(tiny("encoder"), tiny("decoder", classifier_pooling="mean"), length=9)
     assert [(row.field, row.a, row.b) for row in rows] == [("shape", "encoder", "decoder")]
     # Two layers of 3 heads, 4 wide; of 81 pairs the past's 45 are left
-    assert rows[0].change == Costs(0, -2 * 4 * 3 * 4 * (81 - 45) / 9, 96, 96, 0)
+    assert rows[0].change == Costs(0, 0, -2 * 4 * 3 * 4 * (81 - 45) / 9, 96, 96, 0)
 
 
 def test_a_single_stack_stands_beside_the_pairs_of_its_kind():

@@ -11,8 +11,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..forms import from_config
+from ..model.local_patterns import Chunked, SlidingWindow
 from ..model.moe import MixtureOfExperts
-from ..model.patterns import Chunked, Full, Lsh, Pattern, PrefixLm, SlidingWindow, Text, count_visible
+from ..model.pattern_base import Full, Pattern, PrefixLm, Text, count_visible
+from ..model.sparse_patterns import Lsh
 from ..model.stacks import TransformerStack
 
 # Beyond this, a length that a model allows says little about the texts that it is given
