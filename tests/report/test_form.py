@@ -80,7 +80,7 @@ def test_experts_are_said_with_how_they_are_chosen_and_what_a_token_uses():
     assert "128, gated silu, 768 wide; 8 a token, by softmax; weights add up to 1" in text
     assert "30.5 G (30,532,122,624), of which a token uses 3.35 G" in text and "feed-forward" not in text
     some = {"num_experts": 4, "mlp_layer_types": ["dense", "sparse"], "router_type": "sigmoid_bias", "n_group": 2}
-    said = as_text(describe(tiny("decoder", **some, num_shared_experts=1, router_z_loss_coef=0.1)))
+    said = " ".join(as_text(describe(tiny("decoder", **some, num_shared_experts=1, router_z_loss_coef=0.1))).split())
     assert "14 wide; in 1 of 2 layers" in said and "from the 1 best of 2 groups; 1 shared by all tokens" in said
     assert "router z-loss 0.1" in said and "balance loss" not in said
 
