@@ -35,6 +35,7 @@ PUBLISHED = {
     "qwen3-0.6b": {hf.AutoModelForCausalLM: 596_049_920},
     "qwen3-30b-a3b": {hf.AutoModelForCausalLM: 30_532_122_624},
     "roberta-base": {hf.AutoModel: 124_645_632, hf.AutoModelForMaskedLM: 124_697_433},
+    "switch-base-8": {hf.AutoModelForSeq2SeqLM: 619_339_008},
     "t5-small": {hf.AutoModelForSeq2SeqLM: 60_506_624},
     "t5-v1.1-small": {hf.AutoModelForSeq2SeqLM: 76_961_152},
     "transformer-base": {hf.AutoModelForSeq2SeqLM: 65_144_832},
@@ -127,6 +128,11 @@ def native_qwen3_moe() -> nn.Module:
     return hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(num_hidden_layers=48, head_dim=128))
 
 
+def native_switch() -> nn.Module:
+    config = hf.SwitchTransformersConfig(d_ff=3072, num_sparse_encoder_layers=6, num_sparse_decoder_layers=6)
+    return hf.SwitchTransformersForConditionalGeneration(config)
+
+
 def native_bart() -> nn.Module:
     return hf.BartForConditionalGeneration(bart_like(hf.BartConfig, 6, 768, 3072, 12, vocab_size=50265))
 
@@ -162,6 +168,7 @@ NATIVE = {
     "qwen3-0.6b": (native_qwen3, "^$"),
     "qwen3-30b-a3b": (native_qwen3_moe, "^$"),
     "roberta-base": (native_roberta, "^$"),
+    "switch-base-8": (native_switch, "^$"),
     "t5-small": (lambda: hf.T5ForConditionalGeneration(hf.T5Config()), "^$"),
     "t5-v1.1-small": (native_t5_v1_1, "^$"),
     # Marian adds biases to the attention projections, where the paper has none

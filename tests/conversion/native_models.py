@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 
 from variform.model.lsh import rotations
-from variform.model.patterns import Lsh
+from variform.model.sparse_patterns import Lsh
 
 WEIGHT_STD = 0.2  # ten times wider than models start with, so that no part is too small to be seen
 FIRST_REGULAR_ID = 5
@@ -84,8 +84,8 @@ def random_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, s
     model = model_class(config).eval()
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # the default wants widths that are multiples of 4
-    if config.model_type in ("t5", "mt5") and hasattr(model, "lm_head") and seed % 2:
-        # Their config ties the head whatever it is told; a checkpoint with a head of its own unties it
+    if config.model_type in ("t5", "mt5", "switch_transformers") and hasattr(model, "lm_head") and seed % 2:
+        # T5's config ties the head whatever it is told; a checkpoint with a head of its own unties it
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -382,6 +382,23 @@ def t5(rng: random.Random) -> dict[str, Any]:
     return mt5(rng) | {"tie_word_embeddings": rng.choice([True, False])}
 
 
+def switch_transformers(rng: random.Random) -> dict[str, Any]:
+    """With room for all texts in each expert, and without jitter, which is drawn from another stream natively."""
+    fields = t5(rng)
+    act = fields.pop("feed_forward_proj").removeprefix("gated-")
+    return fields | {
+        "dense_act_fn": act,
+        "num_experts": rng.choice([2, 3, 4]),
+        "expert_capacity": rng.randint(LONGEST, 64),
+        # More than there are layers: none is sparse
+        "num_sparse_encoder_layers": rng.choice([1, fields["num_layers"]]),
+        "num_sparse_decoder_layers": rng.choice([0, 1, 2, 9]),
+        "router_jitter_noise": 0.0,
+        "router_z_loss_coef": rng.choice([0.0, 0.002]),
+        "router_aux_loss_coef": rng.choice([0.001, 0.02]),
+    }
+
+
 def bart(rng: random.Random) -> dict[str, Any]:
     fields = {
         "d_model": rng.choice([12, 24]),
@@ -474,6 +491,7 @@ DRAW: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "gemma3_text": gemma3_text,
     "t5": t5,
     "mt5": mt5,
+    "switch_transformers": switch_transformers,
     "bart": bart,
     "led": led,
     "pegasus": bart,

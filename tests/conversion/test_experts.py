@@ -9,29 +9,32 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from native_models import FIRST_REGULAR_ID, random_config, random_model
+from native_models import FIRST_REGULAR_ID, random_config, random_fields, random_model
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from variform.conversion import FAMILIES
 from variform.conversion.check import check_conversion
 from variform.conversion.convert import convert_folder, from_hf, to_hf
 from variform.conversion.family import LANGUAGE_MODELS
+from variform.model.moe import Router
 
 # What stands before the number of an expert, and after it, in the checkpoints of a family
 STORED = {
     "mixtral": ("block_sparse_moe.experts.", ".w2.weight"),
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), ("mlp.experts.", ".down_proj.weight")),
 }
-# Widths that the native classes' default way to compute experts needs
+# Widths that the native classes' default way to compute experts needs; room for the 32 tokens that are compared
 QWENS = {"hidden_size": 24, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 40}
 EVEN = {
     "mixtral": {"hidden_size": 24, "intermediate_size": 20},
     "olmoe": {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 24, "intermediate_size": 20},
     **dict.fromkeys(("qwen2_moe", "qwen3_moe"), QWENS | {"head_dim": 6}),
+    "switch_transformers": {"expert_capacity": 32},
 }
 DECODERS = list(STORED)
-ALL = DECODERS
+STORED["switch_transformers"] = ("mlp.experts.expert_", ".wo.weight")
+ALL = list(STORED)
 
 
 def head_of(model_type: str) -> str:
@@ -219,3 +222,87 @@ def test_what_only_native_training_reads_goes_and_comes(model_type):
     assert ours.config.router_jitter_noise == values.get("router_jitter_noise", 0.0)
     back, expected = to_hf(ours).config.to_dict(), native.config.to_dict()
     assert {name for name in expected if back[name] != expected[name]} <= {"architectures", "dtype"}
+
+
+# Switch's limit
+
+
+def switch(**fields: Any) -> PreTrainedModel:
+    """A native Switch with experts in both stacks."""
+    sparse = {f"num_sparse_{side}_layers": 1 for side in ("encoder", "decoder")}
+    fields = {**sparse, "num_experts": 3, "tie_word_embeddings": True, **fields}
+    config = hf.SwitchTransformersConfig(**random_fields("switch_transformers", 2) | fields)
+    return random_model(hf.SwitchTransformersForConditionalGeneration, config, 0)
+
+
+@pytest.mark.parametrize("side", ["none", "right"])
+@torch.no_grad()
+def test_full_experts_of_an_encoder_pass_by_what_they_do_natively(side):
+    native = switch(expert_capacity=2)
+    inputs = inputs_of(native)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    mask = torch.ones_like(mask) if side == "none" else mask
+    ours, real = from_hf(native), mask.bool()
+    found = ours.get_encoder()(ids, attention_mask=mask).last_hidden_state
+    expected = native.get_encoder()(ids, attention_mask=mask).last_hidden_state
+    assert_close(found[real], expected[real])
+    roomy = switch(expert_capacity=64).get_encoder()(ids, attention_mask=mask).last_hidden_state
+    assert not torch.allclose(roomy[real], expected[real], atol=1e-3)
+
+
+@torch.no_grad()
+def test_padding_on_the_left_takes_up_no_room():
+    """Each text of a batch is as it is natively alone."""
+    native = switch(expert_capacity=2)
+    inputs = inputs_of(native)
+    ids, mask = inputs["input_ids"].flip(1), inputs["attention_mask"].flip(1)
+    found = from_hf(native).get_encoder()(ids, attention_mask=mask).last_hidden_state
+    for row, real in enumerate(mask.bool()):
+        assert_close(found[row, real], native.get_encoder()(ids[row, real][None]).last_hidden_state[0])
+
+
+@torch.no_grad()
+def test_a_decoder_reads_as_it_writes():
+    """Ours has no limit in evaluation; the native one has it when it reads, and not when it writes token by token."""
+    native = switch(expert_capacity=1)
+    ours, inputs = from_hf(native), inputs_of(native)
+    source = inputs["input_ids"]
+    states = native.get_encoder()(source)
+    ids = source.flip(1)
+    cache, written = EncoderDecoderCache(DynamicCache(), DynamicCache()), []
+    for token in ids.split(1, dim=1):
+        written.append(native(decoder_input_ids=token, encoder_outputs=states, past_key_values=cache).logits)
+    read = ours(source, decoder_input_ids=ids)
+    assert_close(read.logits, torch.cat(written, dim=1))
+
+    limited = native(source, decoder_input_ids=ids).logits
+    assert not torch.allclose(read.logits, limited, atol=1e-3)
+    for router in ours.get_decoder().modules():
+        if isinstance(router, Router):
+            router.has_capacity_in_eval = True
+    assert_close(ours(source, decoder_input_ids=ids, use_cache=False).logits, limited)
+
+
+def test_the_losses_of_switch_routers_have_the_scale_of_transformers():
+    native = switch(
+        num_sparse_encoder_layers=9,  # none
+        router_aux_loss_coef=0.3,
+        router_z_loss_coef=0.2,
+        expert_capacity=64,
+    ).train()
+    ours, ids = from_hf(native).train(), inputs_of(native)["input_ids"][:1]
+    expected = native(ids, labels=ids, output_router_logits=True)
+    assert expected.decoder_aux_loss > 0.9 and expected.decoder_z_loss > 0
+    assert_close(ours(ids, labels=ids).loss, expected.loss)
+
+
+def test_a_stack_without_experts_comes_and_goes():
+    native = switch(num_sparse_decoder_layers=9, router_jitter_noise=0.125)
+    ours = from_hf(native)
+    assert (ours.config.encoder.num_experts, ours.config.decoder.num_experts) == (3, 0)
+    assert ours.config.encoder.router_jitter_noise == 0.125
+    assert to_hf(ours).config.num_sparse_decoder_layers == 9
+    ours.config.origin = None
+    back = to_hf(ours, "switch_transformers")
+    assert_same(back.state_dict(), native.state_dict())
+    assert back.config.decoder_sparse_step == 0

@@ -149,6 +149,24 @@ INEXPRESSIBLE = [
     ("gemma3_text", {"position_embedding_type": "none"}, "position_embedding_type"),
     ("gemma3_text", {"attention_scale": 2.0}, "attention_scale"),
     ("gemma3_text", {"attention_scale": 0.3}, "attention_scale"),  # the foreign field is a whole number
+    (
+        "switch_transformers",
+        {"encoder.router_type": "softmax_topk", "encoder.norm_topk_prob": False},
+        "encoder.router_type",
+    ),
+    ("switch_transformers", {"encoder.mlp_layer_types": ["sparse", "dense"]}, "encoder.mlp_layer_types"),
+    (
+        "switch_transformers",
+        {"encoder.expert_capacity": None, "encoder.expert_capacity_factor": 1.25},
+        "encoder.expert_capacity_factor",
+    ),
+    (
+        "switch_transformers",
+        {"decoder.expert_capacity_in_eval": True, "decoder.use_cache": False, "use_cache": False},
+        "decoder.expert_capacity_in_eval",
+    ),
+    ("switch_transformers", {"encoder.num_experts": 7}, "decoder.num_experts"),
+    ("switch_transformers", {"encoder.num_shared_experts": 1}, "encoder.num_shared_experts"),
     ("t5", {"encoder.attention_bias": True}, "encoder.attention_bias"),
     ("t5", {"decoder.logit_scale": 0.5}, "decoder.logit_scale"),
     (
@@ -219,6 +237,8 @@ FOREIGN = [
     # The native class passes over this field, and ours would not
     ("llama", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "rope_parameters"),
     ("olmoe", {"clip_qkv": 8.0}, "clip_qkv"),
+    ("switch_transformers", {"router_bias": True}, "router_bias"),
+    ("switch_transformers", {"router_dtype": "bfloat16"}, "router_dtype"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("reformer", {"lsh_num_chunks_before": 2}, "lsh_num_chunks_before"),
@@ -285,6 +305,22 @@ def test_an_unknown_family_is_refused_with_those_that_are_known():
     )
     with pytest.raises(ValueError, match=r"`model_type='opt'` is not one of \['albert', 'bart', 'bert'"):
         from_hf(hf.OPTModel(config))
+
+
+@pytest.mark.parametrize(
+    ("config_class", "reason"),
+    [
+        (hf.GptOssConfig, "its experts clamp what they multiply, and its router has a bias"),
+        (hf.DeepseekV3Config, "its attention compresses keys and values"),
+    ],
+)
+def test_a_family_that_no_form_expresses_is_refused_with_the_reason(config_class, reason):
+    with torch.device("meta"):
+        native = hf.AutoModelForCausalLM.from_config(config_class(num_hidden_layers=1, vocab_size=9))
+    with pytest.raises(
+        ValueError, match=rf"^{config_class.model_type}: Variform does not carry this family: {reason}"
+    ):
+        from_hf(native)
 
 
 def test_a_head_without_counterpart_is_refused_and_can_be_left_behind():
@@ -373,6 +409,8 @@ def test_a_decoder_made_from_a_config_leaves_as_a_llama():
 
 def test_a_preset_leaves_as_the_family_it_is_named_after():
     families = {"bert-base": "bert", "longformer-base": "longformer", "bigbird-base": "big_bird", "gpt2": "gpt2"}
+    families |= {"mixtral-8x7b": "mixtral", "qwen3-30b-a3b": "qwen3_moe", "olmoe-1b-7b": "olmoe"}
+    families |= {"switch-base-8": "switch_transformers"}
     for name, model_type in families.items():
         form = variform.load_config(name)
         assert FAMILIES[model_type].write_config(form, language_model(model_type)).model_type == model_type

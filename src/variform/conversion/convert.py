@@ -28,6 +28,11 @@ DOWNLOADED_WITHOUT_PICKLES = [pattern for pattern in DOWNLOADED if pattern != "*
 VOCABULARIES = ["vocab*", "merges.txt", "*.model", "*.spm", "tokenizer.json"]
 # Files that come along as they are
 COPIED = ["preprocessor_config.json", "processor_config.json", "LICENSE*", "NOTICE*", *VOCABULARIES]
+# Families that one may look for, and what no field of ours says of them
+BEYOND = {
+    "gpt_oss": "its experts clamp what they multiply, and its router has a bias",
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "its attention compresses keys and values (MLA)"),
+}
 
 
 def from_hf(
@@ -305,6 +310,8 @@ def families_of_type(model_type: str) -> list[Family]:
     Raises:
         ValueError: if it is not one of ours, with the nearest name.
     """
+    if model_type in BEYOND:
+        raise ValueError(f"{model_type}: Variform does not carry this family: {BEYOND[model_type]}.")
     one_of("model_type", model_type, {family.model_type for family in FAMILIES.values()})
     return [family for family in FAMILIES.values() if family.model_type == model_type]
 

@@ -27,12 +27,13 @@ FIXED = {
 }
 
 
-def read_unscaled(foreign) -> dict[str, Any]:
+def read_start(foreign) -> dict[str, Any]:
     start = getattr(foreign, "decoder_start_token_id", None)
-    return {
-        **in_both(hidden_act=foreign.dense_act_fn, gated_mlp=foreign.is_gated_act),
-        "decoder_start_token_id": foreign.pad_token_id if start is None else start,
-    }
+    return {"decoder_start_token_id": foreign.pad_token_id if start is None else start}
+
+
+def read_unscaled(foreign) -> dict[str, Any]:
+    return read_start(foreign) | in_both(hidden_act=foreign.dense_act_fn, gated_mlp=foreign.is_gated_act)
 
 
 def read(foreign) -> dict[str, Any]:
