@@ -4,6 +4,7 @@
     python finetune/causal_lm.py --config configs/recipes/long_text.yaml --output_dir runs/long_text-sliding \\
         --attention_patterns sliding_window:256 sliding_window:256 sliding_window:256 full
     python finetune/causal_lm.py --config configs/recipes/long_text.yaml --train_files 'books/*.txt' --eval_files last.txt
+    python finetune/causal_lm.py --config configs/recipes/long_text.yaml --start_from runs/long_text --output_dir runs/more
 
 Whatever a recipe says as `name: value` can be given as `--name value`, which then wins.
 """
@@ -17,8 +18,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -30,6 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import variform
 from variform.hub.cards import CardFacts, environment, write_card
+from variform.report.costs import count_costs
 from variform.report.expert_load import save_heat_map
 from variform.training import long_text
 from variform.training.arguments import parse_recipe
@@ -56,7 +60,15 @@ print(tokenizer.batch_decode(model.generate(**text), skip_special_tokens=True)[0
 class LongTextArguments:
     """What the script needs besides TrainingArguments."""
 
-    form: str = field(metadata={"help": "Fields of a VariformDecoderConfig; vocabulary and ids are set here."})
+    form: str = field(
+        default="{}", metadata={"help": "Fields of a VariformDecoderConfig; vocabulary and ids are set here."}
+    )
+    start_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of a new model of that form: a folder with one of bytes, ours or one that converts."
+        },
+    )
     attention_patterns: list[str] | None = field(
         default=None, metadata={"help": "Instead of the form's: what a query may see, tiled over the layers."}
     )
@@ -89,7 +101,7 @@ def main(argv: list[str]) -> int:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=task.attn_implementation)
     else:
-        tokenizer, model = byte_tokenizer(), make_model(task)
+        tokenizer, model = byte_tokenizer(), make_model(task) if task.start_from is None else load_model(task)
 
     console = Console(quiet=training.process_index > 0, highlight=False, soft_wrap=True)
     for what, fact in texts.facts().items():
@@ -119,12 +131,36 @@ def make_form(task: LongTextArguments) -> dict:
     return {**form, "attention_patterns": task.attention_patterns} if task.attention_patterns else form
 
 
+def form_of(task: LongTextArguments, config: PreTrainedConfig) -> dict:
+    """What the card says of the form: the fields that were asked for or, of a model that goes on, all but the defaults."""
+    return make_form(task) if task.start_from is None else config.to_diff_dict()
+
+
 def make_model(task: LongTextArguments) -> PreTrainedModel:
     """A new model of bytes."""
     start = long_text.DOCUMENT_START_ID
     ids = {"vocab_size": start + 1, "bos_token_id": start, "eos_token_id": start, "pad_token_id": start}
     model = variform.from_config({**make_form(task), **ids}, attn_implementation=task.attn_implementation)
     model.generation_config.max_new_tokens = PROMPT_BYTES_GENERATED
+    return model
+
+
+def load_model(task: LongTextArguments) -> PreTrainedModel:
+    """The model to go on from.
+
+    Raises:
+        ValueError: for a vocabulary that is not that of bytes, or a form that is asked for besides.
+    """
+    if task.attention_patterns:
+        raise ValueError("`attention_patterns` are those of `start_from`: change them by `variform surgery sparsify`.")
+    is_ours = AutoConfig.from_pretrained(task.start_from).model_type.startswith("variform")
+    load = AutoModelForCausalLM.from_pretrained if is_ours else variform.from_hf
+    model = load(task.start_from, attn_implementation=task.attn_implementation)
+    if model.config.vocab_size != long_text.DOCUMENT_START_ID + 1:
+        raise ValueError(
+            f"`start_from={task.start_from!r}` has a vocabulary of {model.config.vocab_size} tokens; this script's models "
+            f"read bytes, {long_text.DOCUMENT_START_ID + 1} with the one that starts a document."
+        )
     return model
 
 
@@ -162,7 +198,7 @@ def make_trainer(
 def measure(trainer: ClockedTrainer, timer: StepTimer, task: LongTextArguments, texts: long_text.LongTexts) -> dict:
     """Everything that a comparison of two runs needs, for metrics.json."""
     judged = trainer.evaluate()
-    args = trainer.args
+    args, costs = trainer.args, count_costs(trainer.model.config, task.context)
     tokens = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * task.context
     return {
         "bits_per_byte": judged["eval_bits_per_byte"],
@@ -171,7 +207,9 @@ def measure(trainer: ClockedTrainer, timer: StepTimer, task: LongTextArguments, 
         "smallest_context": trainer.eval_dataset.context - trainer.eval_dataset.stride,
         "others": long_text.compress(texts),
         "attention_patterns": trainer.model.config.attention_patterns,
-        "parameters": trainer.model.num_parameters(),
+        "parameters": costs.parameters,
+        "active_parameters": costs.active_parameters,
+        "flops_per_token": 3 * costs.flops,  # backward takes two forwards
         "seed": args.seed,
         "learning_rate": args.learning_rate,
         "steps": trainer.state.global_step,
@@ -217,7 +255,7 @@ def card_facts(
             **environment(),
         },
         command=shlex.join([*launcher(trainer.args.world_size), "finetune/causal_lm.py", *argv]),
-        form=yaml.safe_dump(make_form(task), sort_keys=False).strip(),
+        form=yaml.safe_dump(form_of(task, trainer.model.config), sort_keys=False).strip(),
         limits="A small model for measurements: it has the sound of its texts, not their sense.",
         metadata={"license": "apache-2.0", "pipeline_tag": "text-generation", "tags": ["variform", "byte-level"]},
     )

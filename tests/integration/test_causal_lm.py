@@ -73,6 +73,21 @@ def test_train_judge_publish_and_measure_again(script, flags, tmp_path, capsys):
     assert again | timing == measured | timing
 
 
+def test_a_run_can_start_from_another_model(script, flags, tmp_path, capsys):
+    script.main([*flags, "--output_dir", str(tmp_path / "first")])
+    start = ["--start_from", str(tmp_path / "first"), "--output_dir", str(tmp_path / "second")]
+    script.main([*flags, *start, "--learning_rate", "0"])
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert "hidden_size: 8" in ModelCard.load(tmp_path / "second" / "README.md").text
+    with pytest.raises(ValueError, match="`attention_patterns` are those of `start_from`"):
+        script.main([*flags, *start[:2], "--output_dir", str(tmp_path / "third"), "--attention_patterns", "full"])
+    other = tmp_path / "words"
+    variform.from_config({**yaml.safe_load(RECIPE.read_text())["form"], "vocab_size": 99}).save_pretrained(other)
+    with pytest.raises(ValueError, match="vocabulary of 99 tokens; this script's models read bytes, 257"):
+        script.main([*flags, "--start_from", str(other), "--output_dir", str(tmp_path / "third")])
+
+
 def test_bits_per_byte_are_those_of_one_byte_after_the_other(script, flags, tmp_path):
     script.main([*flags, "--output_dir", str(tmp_path), "--eval_stride", "5"])
     measured = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
