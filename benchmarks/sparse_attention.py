@@ -28,7 +28,9 @@ from transformers.models.longformer.modeling_longformer import LongformerSelfAtt
 from variform.model.block_attention import block_attention
 from variform.model.block_plan import BlockPlan, groups_of_text, make_plan
 from variform.model.lsh import plan_chunks
-from variform.model.patterns import Lsh, Pairs, Text, count_visible, parse, visible_matrix
+from variform.model.pattern_base import Pairs, Text, count_visible, visible_matrix
+from variform.model.patterns import parse
+from variform.model.sparse_patterns import Lsh
 
 HEADS, HEAD_DIM = 8, 64
 WINDOW = 256  # keys on each side, or about twice as many in all

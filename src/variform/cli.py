@@ -18,7 +18,8 @@ from .conversion.check import TOLERANCE, check_conversion
 from .conversion.convert import convert_folder, family_of, find_folder, saved_architecture
 from .forms import list_forms, load_config
 from .model.configuration_variform import AUTO_MAP
-from .model.patterns import PATTERNS, public_fields
+from .model.pattern_base import public_fields
+from .model.patterns import PATTERNS
 from .report.compare import compare
 from .report.form import describe
 from .report.pictures import check_path, draw_views, show

@@ -15,6 +15,8 @@ ROOT = PACKAGE.parents[1]
 
 # Inside model/, a file imports only from lines above its own
 LAYERS = [
+    "pattern_base",
+    "local_patterns sparse_patterns",
     "patterns",
     "checks sharding",
     "configuration_variform",

@@ -22,7 +22,8 @@ from variform.model.block_plan import (
     make_sorted_plan,
     planned_scores,
 )
-from variform.model.patterns import Pattern, Text, Tile, pairs_of, parse, split, union
+from variform.model.pattern_base import Pattern, Text, Tile, pairs_of, split, union
+from variform.model.patterns import parse
 
 HEADS, SIZE, SCALING = 4, 8, 0.4
 NAMES = ("query", "key", "value", "bias", "sinks")

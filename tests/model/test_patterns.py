@@ -7,15 +7,8 @@ from hypothesis import strategies as st
 from tiny import build, inputs, pad, tiny
 from torch.testing import assert_close
 
-from variform.model.patterns import (
-    PATTERNS,
-    Full,
-    Text,
-    count_visible,
-    pairs_of,
-    parse,
-    visible_matrix,
-)
+from variform.model.pattern_base import Full, Text, count_visible, pairs_of, visible_matrix
+from variform.model.patterns import PATTERNS, parse
 
 LENGTHS = [1, 2, 7, 16, 37, 64]
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import variform
 from variform.forms import SHAPES
 from variform.model.lsh import OwnKeys, as_key, count_in_chunks, hash_keys, rotations, see_by_hash
-from variform.model.patterns import Text, count_visible, parse
+from variform.model.pattern_base import Text, count_visible
+from variform.model.patterns import parse
 from variform.report.costs import (
     Costs,
     count_costs,

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from variform.model.patterns import PATTERNS, Lsh, Text, count_visible, parse, public_fields
+from variform.model.pattern_base import Text, count_visible, public_fields
+from variform.model.patterns import PATTERNS, parse
+from variform.model.sparse_patterns import Lsh
 from variform.report.costs import expected_pairs
 
 DOCS = Path(__file__).parents[2] / "docs"

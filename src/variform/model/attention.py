@@ -15,10 +15,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .block_attention import block_attention
 from .block_plan import BlockPlan
 from .late_plan import LatePlan, attend_late
+from .local_patterns import LocalGlobal, SlidingWindow
 from .lsh import HashedTexts, OwnKeys, as_key, attend_in_chunks, see_by_hash
 from .norms import make_norm, mark_residual_writer
-from .patterns import LocalGlobal, Lsh, SlidingWindow
 from .positions import Distances, distance_scores, rotate
+from .sparse_patterns import Lsh
 
 # The backend of forms that sdpa cannot express: like sdpa, it gives no weights and leaves what pays to the block kernel.
 # The number changes with what it computes, since two releases may be loaded at once.

@@ -11,7 +11,8 @@ from transformers import GenerationConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .patterns import Lsh, parse
+from .patterns import parse
+from .sparse_patterns import Lsh
 
 # Keys that the platform itself puts into a config.json or passes to a config, besides generation names and `_private` ones.
 PLATFORM_KEYS = frozenset(

@@ -18,8 +18,11 @@ from .checks import (
     checked,
     refuse,
 )
-from .patterns import Lsh, Pattern, SlidingWindow, parse
+from .local_patterns import SlidingWindow
+from .pattern_base import Pattern
+from .patterns import parse
 from .sharding import expert_plan, fsdp_plan, tensor_plan
+from .sparse_patterns import Lsh
 
 VERSION = "0.1.0"
 
@@ -136,7 +139,7 @@ class VariformStackConfig(VariformBaseConfig):
         attention_sinks: one learned logit a head joins each softmax (gpt-oss).
         attention_patterns: what a query may see, tiled over the layers; each a string or a dict: "full", "sliding_window:512"
             (causal: 512 keys with the query itself; both ways: 512 on each side), "dilated", "chunked", "local_global",
-            "strided", "fixed", "big_bird", "lsh", "prefix_lm", with the fields of the classes in `patterns.py`.
+            "strided", "fixed", "big_bird", "lsh", "prefix_lm", with the fields of the classes that `patterns.py` lists.
         memory_length: how many of its last inputs each layer of a decoder keeps from one call to the next, without gradient,
             and attends to as well (Transformer-XL); 0 for none. They travel as past_key_values, in place of keys and values.
     Feed-forward:

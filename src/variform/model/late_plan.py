@@ -12,7 +12,8 @@ import torch
 
 from .block_attention import Attended, Scoring, States, attend_by_plan, autocast, go_back_by_plan, widen
 from .block_plan import BlockPlan, Group, Rows, make_plan, slices
-from .patterns import Pattern, parse
+from .pattern_base import Pattern
+from .patterns import parse
 from .texts import Texts, mask_function
 
 # The number changes with what the operation computes, since two releases may be loaded at once

@@ -11,7 +11,8 @@ import torch
 
 from .block_attention import block_attention
 from .block_plan import BlockPlan, make_sorted_plan
-from .patterns import Lsh, Tile, scramble, split
+from .pattern_base import Tile, split
+from .sparse_patterns import Lsh, scramble
 
 KEY_EPS = 1e-6
 # As many as the fused kernel takes at a time

@@ -21,8 +21,10 @@ from transformers.utils import is_torch_flex_attn_available, is_torchdynamo_comp
 from .attention import SPELLED_OUT, GlobalRows
 from .block_plan import BlockPlan, columns_of_distances, make_plan, planned_scores
 from .late_plan import LatePlan
+from .local_patterns import LocalGlobal
 from .lsh import HashedTexts
-from .patterns import Full, LocalGlobal, Lsh, Pattern, PrefixLm, Text
+from .pattern_base import Full, Pattern, PrefixLm, Text
+from .sparse_patterns import Lsh
 from .texts import Texts, mask_function
 
 if is_torch_flex_attn_available():

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from .patterns import Lsh, parse
+from .patterns import parse
+from .sparse_patterns import Lsh
 
 
 def fsdp_plan(config: Any) -> dict[str, str]:

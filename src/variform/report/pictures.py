@@ -15,7 +15,8 @@ from rich.panel import Panel
 from rich.text import Text as Line
 
 from ..model.lsh import OwnKeys, as_key, see_by_hash
-from ..model.patterns import Lsh, Pattern, Text, pairs_of, visible_matrix
+from ..model.pattern_base import Pattern, Text, pairs_of, visible_matrix
+from ..model.sparse_patterns import Lsh
 from .costs import seen_pairs
 from .views import Subject, View, views_of
 

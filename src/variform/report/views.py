@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
-from ..model.patterns import BigBird, Full, LocalGlobal, Lsh, Pattern, PrefixLm, Text, parse
+from ..model.local_patterns import LocalGlobal
+from ..model.pattern_base import Full, Pattern, PrefixLm, Text
+from ..model.patterns import parse
+from ..model.sparse_patterns import BigBird, Lsh
 from .costs import stacks_of
 
 # Without a length, texts have so many tokens, or more where a pattern would hide nothing of them
