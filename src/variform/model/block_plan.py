@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from .patterns import Pattern, Range, Text, Tile, pairs_of, split, union
+from .pattern_base import Pattern, Range, Text, Tile, pairs_of, split, union
 
 # Pairs of a query and a key whose truth is made at once: what that takes stays in a processor's cache
 PAIRS_AT_ONCE = 2**18

@@ -29,7 +29,7 @@ from .masks import (
 )
 from .moe import Router
 from .norms import make_norm
-from .patterns import Pattern, PrefixLm
+from .pattern_base import Pattern, PrefixLm
 from .positions import Distances, count_positions, key_positions, make_position_hooks, packed_documents
 
 # What a forward names: a keyword close to one of these is a slip of the pen

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .patterns import Pairs, Pattern, Text
+from .pattern_base import Pairs, Pattern, Text
 
 
 class Texts(NamedTuple):
