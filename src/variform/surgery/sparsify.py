@@ -1,51 +1,35 @@
 """A trained model made sparser and longer: on inputs that fit its windows it computes what it did."""
 
-import copy
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.utils import logging
 
 from ..model.checks import one_of, refuse
-from ..model.configuration_variform import AUTO_MAP
 from ..model.patterns import parse
 from ..model.positions import RotaryEmbedding
 from ..report.costs import stacks_of
 from ..report.form import patterns as in_words
 from ..report.form import rope as rope_in_words
-
-logger = logging.get_logger(__name__)
+from .rebuilding import (
+    Part,
+    Statement,
+    by_stack,
+    change_config,
+    rebuild,
+    refuse_unfit,
+    take_generation_config,
+)
 
 ROPE_SCALINGS = ("dynamic", "linear", "yarn")
 # The table of learned positions, in every stack, and that of axial ones whose rows count the others through
 POSITIONS = ("embeddings.positions.weight", "embeddings.positions.rows")
 # A projection for global tokens, beside the one for all
 GLOBAL = re.compile(r"_global\.(weight|bias)$")
-SHOWN = 8  # names in a message
-
-
-class Statement(NamedTuple):
-    """What a sparsified model has kept of the original, and what not; printing it gives plain lines.
-
-    Attributes:
-        equal_up_to: {stack: the longest input, in tokens, on which it computes what the original does}; inf where that is
-            every input that the original takes, 0 where hardly any is left.
-        new_parameters: how many were added.
-        kept, lost: the same in words.
-    """
-
-    equal_up_to: dict[str, float]
-    new_parameters: int
-    kept: list[str]
-    lost: list[str]
-
-    def __str__(self) -> str:
-        return "\n".join([*self.kept, *self.lost])
 
 
 def sparsify(
@@ -92,68 +76,26 @@ def sparsify(
         rope_parameters=rope_parameters,
     )
     refuse_unfit_rope(stacks, wanted, rope_scaling)
-    result = rebuild(model, reshape(model.config, wanted, rope_scaling))
+    result = rebuild(model, reshape(model.config, wanted, rope_scaling), plan_tables)
     lengths = {
         side: wanted[side].get("max_position_embeddings", stack.max_position_embeddings)
         for side, stack in stacks.items()
     }
-    take_generation_config(model, result, lengths)
+    take_generation_config(model, result, lengths.get("decoder"))
     statement = compare(model, result, lengths)
     if return_statement:
         return result, statement
-    logger.info("\n".join(statement.kept))
-    if statement.lost:
-        logger.warning("\n".join(statement.lost))
+    statement.log()
     return result
 
 
-def refuse_unfit(model: Any) -> None:
-    """Raises `ValueError` for what is not a whole Variform model with plain tensors."""
-    names = [name for name, _ in model.named_parameters()] if isinstance(model, torch.nn.Module) else []
-    refuse(
-        hasattr(model, "peft_config") or any("lora_" in name for name in names),
-        "The model holds adapters: call `merge_and_unload()` on the PEFT model first.",
-    )
-    refuse(
-        getattr(model, "hf_quantizer", None) is not None,
-        "The model is quantised: load it in a floating-point dtype, and quantise the result.",
-    )
-    refuse(
-        not isinstance(model, PreTrainedModel) or model.config.model_type not in AUTO_MAP,
-        f"{type(model).__name__} is not a Variform model: hand in the model itself, or make one of another family's with "
-        "`variform.from_hf` first.",
-    )
-    tensors = [parameter.data for parameter in model.parameters()]
-    kinds = sorted({type(tensor).__name__ for tensor in tensors} - {"Tensor"})
-    refuse(bool(kinds), f"The model's weights are of type {', '.join(kinds)}: load it whole and unquantised.")
-    devices = sorted({str(tensor.device) for tensor in tensors})
-    refuse(
-        len(devices) > 1 or devices == ["meta"],
-        f"The model's weights are on {', '.join(devices)}: load it on one device, and spread the result.",
-    )
-
-
-def by_stack(stacks: Mapping[str, PreTrainedConfig], **values: Any) -> dict[str, dict[str, Any]]:
-    """{stack: its fields}. A value that is a dict with stacks for keys holds one for each; None is left out."""
-    wanted: dict[str, dict[str, Any]] = {side: {} for side in stacks}
-    for name, value in values.items():
-        is_by_stack = isinstance(value, dict) and (name != "rope_parameters" or bool(value.keys() & stacks.keys()))
-        if value is None and name != "attention_patterns":
-            continue
-        for side, own in value.items() if is_by_stack else dict.fromkeys(stacks, value).items():
-            one_of(name, side, stacks)
-            wanted[side][name] = own
-    return wanted
-
-
 def reshape(config: PreTrainedConfig, wanted: Mapping[str, dict[str, Any]], rope_scaling: str | None) -> Any:
-    """The config with the fields that are wanted of each stack. It says no more where it came from: it is another form."""
-    values = config.to_dict()
-    for side, stack in stacks_of(config).items():
-        own = values[side] if config.is_encoder_decoder else values
-        prefix = f"{side}." if config.is_encoder_decoder else ""
-        own.update(reshape_stack(stack, wanted[side], rope_scaling, prefix), _name_or_path="")
-    return type(config)(**{**values, "origin": None, "_name_or_path": ""})
+    """The config with the fields that are wanted of each stack."""
+    prefixes = {side: f"{side}." if config.is_encoder_decoder else "" for side in wanted}
+    stacks = stacks_of(config)
+    return change_config(
+        config, {side: reshape_stack(stacks[side], wanted[side], rope_scaling, prefixes[side]) for side in wanted}
+    )
 
 
 def reshape_stack(
@@ -292,55 +234,18 @@ def first_growth(rope: Mapping[str, Any], stack: PreTrainedConfig) -> float:
     return rope["original_max_position_embeddings"] if rope["rope_type"] == "longrope" else math.inf
 
 
-@torch.no_grad()
-def rebuild(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of the same class and another form, with copies of the tensors of `model`.
-
-    Raises:
-        ValueError: if a tensor has no place, no source or another shape, or differs from one that it is tied to.
-    """
-    configs = {"": model.config, **{name: getattr(model.config, name) for name in model.config.sub_configs}}
-    config._attn_implementation = {name: part._attn_implementation for name, part in configs.items()}
-    with no_init_weights():
-        result = type(model)(config)
-    result.tie_weights()
-    stored, wanted = model.state_dict(keep_vars=True), result.state_dict(keep_vars=True)
-    sources = {name: name if name in stored else GLOBAL.sub(r".\1", name) for name in wanted}
-    refuse_unmatched([name for name in stored if name not in wanted], "no place for")
-    refuse_unmatched([name for name in wanted if sources[name] not in stored], "no source for")
-    filled: dict[int, str] = {}
-    for name, target in wanted.items():
-        source, twin = stored[sources[name]], filled.setdefault(id(target), sources[name])
-        refuse(
-            stored[twin] is not source and not torch.equal(stored[twin], source),
-            f"The config ties '{name}' to '{twin}', whose values differ: set `tie_word_embeddings` or "
-            "`tie_encoder_decoder_embeddings` to False in the model's config.",
-        )
-        value = source.clone()
-        if name.endswith(POSITIONS):
+def plan_tables(result: PreTrainedModel, stored: Mapping[str, torch.Tensor]) -> dict[str, Part]:
+    """The tensors that are more than copies: longer tables of positions; projections for global tokens, from those for all."""
+    parts = {}
+    for name, target in result.state_dict(keep_vars=True).items():
+        source = name if name in stored else GLOBAL.sub(r".\1", name)
+        if name.endswith(POSITIONS) and source in stored:
             table: Any = result.get_submodule(name.rpartition(".")[0])
-            value = repeat_positions(source, len(target), getattr(table, "offset", 0))
-        refuse(
-            value.shape != target.shape,
-            f"'{name}' has the shape {tuple(source.shape)}, but the form wants {tuple(target.shape)}.",
-        )
-        target.data = value
-        target.requires_grad_(source.requires_grad)
-    # Rope's angles and the like: casting a model rounds them with its weights
-    dtypes = {name.rpartition(".")[2]: buffer.dtype for name, buffer in model.named_buffers()}
-    for name, buffer in result.named_buffers():
-        buffer.data = buffer.data.to(model.device, dtypes.get(name.rpartition(".")[2], buffer.dtype))
-    return result.train(model.training)
-
-
-def refuse_unmatched(names: list[str], problem: str) -> None:
-    """Raises `ValueError` if there are any."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    refuse(
-        bool(names),
-        f"The form has {problem} {', '.join(map(repr, names[:SHOWN]))}{more}: hand in a whole model with the weights of its "
-        "class alone, and patterns that need no others.",
-    )
+            make = partial(repeat_positions, stored[source], len(target), getattr(table, "offset", 0))
+            parts[name] = Part((source,), make)
+        elif source != name:
+            parts[name] = Part((source,))
+    return parts
 
 
 def repeat_positions(table: torch.Tensor, rows: int, offset: int) -> torch.Tensor:
@@ -351,15 +256,6 @@ def repeat_positions(table: torch.Tensor, rows: int, offset: int) -> torch.Tenso
     positions, count = table[offset:], rows - offset
     times = math.ceil(count / len(positions))
     return torch.cat((table[:offset], positions.repeat(times, 1)[:count]))
-
-
-def take_generation_config(model: PreTrainedModel, result: PreTrainedModel, lengths: Mapping[str, int]) -> None:
-    """Copies the generation config, with a `max_length` that was the longest input made the longest one of the result."""
-    if not model.can_generate():
-        return
-    result.generation_config = copy.deepcopy(model.generation_config)
-    if result.generation_config.max_length == model.config.get_text_config(decoder=True).max_position_embeddings:
-        result.generation_config.max_length = lengths["decoder"]
 
 
 def whole_length(pattern: Mapping[str, Any], is_causal: bool) -> float:
