@@ -22,7 +22,7 @@ from variform.model.block_plan import (
     make_sorted_plan,
     planned_scores,
 )
-from variform.model.pattern_base import Pattern, Text, Tile, pairs_of, split, union
+from variform.model.pattern_base import NARROW_TILE, Pattern, Text, Tile, pairs_of, split, union
 from variform.model.patterns import parse
 
 HEADS, SIZE, SCALING = 4, 8, 0.4
@@ -440,7 +440,7 @@ def test_tiles_inside_a_window_are_one_group_of_views():
     plan = make_plan(parse("sliding_window:128"), [(Text(4096, False), 0)], num_heads=HEADS)
     (groups,) = plan.rounds
     inside = max(groups, key=lambda group: group.query.tiles)
-    assert inside.query.tiles == 4096 // 128 - 2
+    assert inside.query.tiles == 4096 // NARROW_TILE - 4
     assert all(group.query.listed is None and group.key.listed is None for group in groups)
     states = torch.randn(4096, HEADS, SIZE)
     assert inside.key.take(states).untyped_storage().data_ptr() == states.untyped_storage().data_ptr()

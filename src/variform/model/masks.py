@@ -34,6 +34,8 @@ if is_torch_flex_attn_available():
 SHORTEST_FOR_BLOCKS = 256
 # One score of a plan costs as much as 1.2 to 2.4 of the dense kernel's: small tiles, gathers, half-hidden tiles
 COST_OF_A_PLANNED_SCORE = 2
+# ... and a dense one that is spelled out as much as 1.5 to 4 of them
+COST_OF_A_SPELLED_OUT_SCORE = 1.6
 
 
 def lay_out(
@@ -149,6 +151,8 @@ def lower_to_plan(
     # A dense mask computes every pair; the causal kernel without a mask, half of them
     is_unmasked = is_plain_full(pattern, scene) and scene.attention_mask is None and bias_index is None
     dense = batch * length * length / (2 if is_causal and is_unmasked else 1)
+    if scene.config._attn_implementation == SPELLED_OUT:
+        dense *= COST_OF_A_SPELLED_OUT_SCORE
     if planned * COST_OF_A_PLANNED_SCORE >= dense:
         return None
     return make_plan(pattern, rows, num_heads=num_heads, bias_index=bias_index, device=scene.hidden_states.device)

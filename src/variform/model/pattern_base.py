@@ -21,6 +21,7 @@ import torch
 
 # Queries in a tile. A tile of a narrow window is smaller, or most of what it computes would be hidden
 WIDE_TILE, NARROW_TILE = 128, 64
+WIDEST_OF_NARROW_TILES = 512
 
 Range = tuple[int, int]  # from the first to before the second
 Places = int | torch.Tensor
@@ -162,8 +163,9 @@ def public_fields(pattern: type[Pattern]) -> list[dataclasses.Field]:
 
 
 def tile_size(reach: int) -> int:
-    """How many queries to take together where each sees about `reach` keys on a side."""
-    return WIDE_TILE if reach >= WIDE_TILE else NARROW_TILE
+    """How many queries to take together where each sees about `reach` keys on a side. Measured: up to 512, narrow tiles are
+    as fast or faster, by 3 to 19 %."""
+    return WIDE_TILE if reach > WIDEST_OF_NARROW_TILES else NARROW_TILE
 
 
 def split(start: int, end: int, size: int) -> Iterator[Range]:
