@@ -1,5 +1,7 @@
 """The command `variform`, as it is typed."""
 
+import re
+
 import pytest
 import torch
 import transformers as hf
@@ -11,6 +13,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 import variform
 from variform.cli import main
 from variform.conversion.check import TEXTS
+from variform.model.pattern_base import public_fields
+from variform.model.patterns import PATTERNS
 
 SIZES = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -76,6 +80,18 @@ def test_a_folder_in_the_way_is_not_touched(llama, tmp_path, capsys):
         (["convert", "./nowhere", "out"], "There is no folder ./nowhere"),
         (["info", "bert-bsae"], "did you mean 'bert-base'?"),
         (["info", "gpt2", "gpt2", "gpt2"], "`info` shows one form or compares two, got 3"),
+        (["show", "sliding_windw:8"], "Did you mean 'sliding_window'?"),
+        (["show", "bert-bsae"], "did you mean 'bert-base'?"),
+        (["show", "nonsense"], "`attention_patterns='nonsense'` is not one of"),
+        (["show", "./nowhere"], "'./nowhere' is neither a file nor one of the forms"),
+        (["show", "dilated:3,gpa=2"], "'dilated' needs ['window'] and may have ['gap']"),
+        (["show", "sliding_window:1", "--causal"], "use 2 or more"),
+        (["show", "full", "--global", "1,x"], "`--global 1,x` must be whole numbers with commas between them"),
+        (["show", "full", "--documents", "3;4"], "`--documents 3;4` must be whole numbers"),
+        (["show", "full", "--prefix", "3"], "`prefix=3` (--prefix) is read by 'prefix_lm'"),
+        (["show", "bert-base", "--heads", "3"], "(--heads) are for patterns"),
+        (["show", "full", "--out", "drawn.jpg"], "`path='drawn.jpg'` (--out) must end in '.png'"),
+        (["show", "full", "--out", "nowhere/drawn.png"], "there is no folder 'nowhere'; make it"),
     ],
 )
 def test_bad_input_ends_with_one_sentence(arguments, sentence, capsys):
@@ -91,6 +107,67 @@ def test_info_on_a_name_a_folder_and_two(llama, capsys):
     assert "rotary" in capsys.readouterr().out
     assert main(["info", "bert-base", "roberta-base"]) == 0
     assert "position_offset" in capsys.readouterr().out
+
+
+def test_show_draws_patterns_and_writes_a_file(tmp_path, capsys):
+    path = tmp_path / "drawn.png"
+    assert main(["show", "sliding_window:2", "prefix_lm", "--length", "6", "--prefix", "3", "--out", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("sliding_window:2") == 2 and "causal, prefix 3" in said
+    drawn = [re.findall(r"│(.{6})│", line) for line in said.splitlines()]
+    both_ways, causal, prefix = zip(*(row for row in drawn if row))
+    assert both_ways == ("███▄  ", "▀████▄", "  ▀███")
+    assert causal == ("█▄    ", " ▀█▄  ", "   ▀█▄")
+    assert prefix == ("███   ", "███▄  ", "█████▄")
+    assert f"Wrote {path}." in said and path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_show_takes_every_pattern(capsys):
+    specs = [name + ":4" * bool(public_fields(pattern)) for name, pattern in PATTERNS.items()]
+    assert main(["show", *specs, "--length", "8"]) == 0
+    said = capsys.readouterr().out
+    assert [spec for spec in specs if spec not in said] == []
+
+
+def test_show_packs_documents_and_marks_places(capsys):
+    assert main(["show", "local_global:1", "--both-ways", "--documents", "2,4", "--global", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "both ways, place 2 marked, 2 documents" in " ".join(said.split())
+    assert re.findall(r"│(.{6})│", said) == ["██    ", "  ███▀", "  █▀██"]
+
+
+def test_show_draws_a_form_by_name_folder_or_file(llama, tmp_path, capsys):
+    variform.load_config("bert-base").save_pretrained(tmp_path)
+    for form in ("bert-base", str(tmp_path), str(tmp_path / "config.json")):
+        assert main(["show", form, "--length", "5"]) == 0
+        assert "both ways, layers 0-11" in capsys.readouterr().out
+    assert main(["show", str(llama), "sliding_window:2", "--length", "4"]) == 0
+    assert "causal, layers 0-1" in (said := capsys.readouterr().out) and "sliding_window:2" in said
+
+
+@pytest.mark.parametrize(
+    "arguments", [["show", "full", "--length", "x"], ["show"], ["draw", "full"], ["show", "full", "--png"]]
+)
+def test_a_command_that_is_misspelt_shows_how_it_is_used(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and "usage: variform" in capsys.readouterr().err
+
+
+def test_help_teaches_by_examples_that_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["show", "--help"])
+    said = capsys.readouterr().out
+    assert [name for name in PATTERNS if f"\n  {name}" not in said] == []
+    assert "strided:STRIDE[,heads=merged|split|column]\n      the last `stride` keys" in said
+    examples = re.findall(r"^  variform (show .*)$", said, flags=re.MULTILINE)
+    assert len(examples) >= 3 and [main(example.split()) for example in examples] == [0] * len(examples)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert [command for command in ("convert", "info", "show") if f"  variform {command} " not in said] == []
 
 
 def test_from_hf_logs_the_form_that_it_found(llama, caplog):

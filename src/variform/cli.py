@@ -209,7 +209,7 @@ def run_show(options: argparse.Namespace, console: Console) -> int:
         )
     if options.out is not None:
         draw_views(views, path=options.out)
-    console.print(show(views))
+    console.print(show(views, console.width))
     if options.out is not None:
         console.print(f"Wrote {options.out}.")
     return 0

@@ -277,7 +277,9 @@ def experts(config: PreTrainedConfig) -> str:
     if not sparse:
         return ""
     several = config.num_experts_per_tok > 1
-    each_takes = f"each takes the tokens that score highest for it, {config.num_experts_per_tok} experts a token on average"
+    each_takes = (
+        f"each takes the tokens that score highest for it, {config.num_experts_per_tok} experts a token on average"
+    )
     limit = config.expert_capacity_factor and f"{config.expert_capacity_factor:g} times an even share"
     return joined(
         f"{config.num_experts:,}, {'gated ' if config.gated_mlp else ''}{config.hidden_act}, "

@@ -131,17 +131,23 @@ def draw_cells(cells: torch.Tensor) -> Line:
     return Line("\n".join(lines), no_wrap=True)
 
 
-def show(views: Sequence[View]) -> RenderableType:
-    """Pictures for a terminal, side by side as far as it is wide."""
+def show(views: Sequence[View], width: int = CELLS_IN_A_TERMINAL + 2) -> RenderableType:
+    """Pictures for a terminal, side by side as far as it is wide.
+
+    Args:
+        views: what is drawn.
+        width: of the terminal in columns; a picture with its frame fits.
+    """
+    cells = max(1, min(CELLS_IN_A_TERMINAL, width - 2))
     return Group(
-        Columns([show_one(view) for view in views], padding=(1, 3)),
+        Columns([show_one(view, cells) for view in views], padding=(1, 3)),
         Line("Queries down, keys across; filled: seen.", "dim"),
     )
 
 
-def show_one(view: View) -> RenderableType:
+def show_one(view: View, most_cells: int) -> RenderableType:
     """One picture with its names and its legend."""
-    seen = look(view, CELLS_IN_A_TERMINAL)
+    seen = look(view, most_cells)
     parts: list[RenderableType] = [Line(view.title, "bold"), Line(view.where, "dim")]
     parts.append(Panel(draw_cells(seen.shares > 0), expand=False, padding=0, border_style="dim"))
     parts += [Line(words, "dim") for words in [*legend(seen, view.text), view.note] if words]
