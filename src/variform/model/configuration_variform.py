@@ -417,7 +417,7 @@ class VariformStackConfig(VariformBaseConfig):
         """Takes no note: transformers 5.20 writes back the plan that it read, whose embeddings are sharded already."""
 
     @property
-    def base_model_ep_plan(self) -> dict[str, str]:
+    def base_model_ep_plan(self) -> dict[str, str] | None:
         return expert_plan(self)
 
     @property

@@ -60,23 +60,22 @@ def feed_forward_plan(config: Any) -> dict[str, str]:
         plan |= {f"shared_experts.{name}": style for name, style in feed_forward.items()}
     if config.experts_layout == "modulelist":
         return plan | {f"experts.*.{name}": style for name, style in feed_forward.items()}
-    # On the biases, one row an expert, the row styles split the last axis
+    # On the biases, one row an expert, the row styles split the last axis; that of the output has none and stays whole
     styles = {
         "gate_up_proj": "packed_colwise",
         "gate_up_proj_bias": "packed_rowwise",
         "up_proj": "colwise",
         "up_proj_bias": "rowwise",
         "down_proj": "rowwise",
-        "down_proj_bias": "replicate",
     }
-    plan |= {f"experts.{name}": styles[name] for name in config.expert_parameters}
+    plan |= {f"experts.{name}": styles[name] for name in config.expert_parameters if name in styles}
     return {**plan, "experts": "moe_tp_experts"}
 
 
-def expert_plan(config: Any) -> dict[str, str]:
+def expert_plan(config: Any) -> dict[str, str] | None:
     """How expert parallelism shares out sparse layers: each process holds some experts whole, and tokens travel to them."""
     has_experts = any(map(config.is_sparse_layer, range(config.num_hidden_layers)))
     if not has_experts or config.experts_layout == "modulelist":
-        return {}
+        return None
     plan = {f"layers.*.mlp.experts.{name}": "grouped_gemm" for name in config.expert_parameters}
     return {**plan, "layers.*.mlp.experts": "ep_dispatch_experts"}
