@@ -99,13 +99,17 @@ def plan(rows: Sequence[Row], names: Iterable[str], *, outwards: bool) -> tuple[
         for template in (row.parts if outwards else row.foreign_parts)
     ]
     moves: dict[tuple[str, ...], Move] = {}
+    taken: set[str] = set()  # of hundreds of experts that make one tensor, the first has found the others
     unmatched = []
     for name in names:
+        if name in taken:
+            continue
         for pattern, row in patterns:
             match = pattern.fullmatch(name)
             if match:
                 move = make_move(row, match.groupdict(), outwards)
                 moves.setdefault(move.targets, move)
+                taken.update(move.sources)
                 break
         else:
             unmatched.append(name)
