@@ -27,7 +27,7 @@ LAYERS = [
     "attention",
     "masks layers",
     "stacks",
-    "heads",
+    "heads pretrained generation",
     "modeling_variform",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

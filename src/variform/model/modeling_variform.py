@@ -1,28 +1,15 @@
-"""The public classes: one stack each, or two, under a task's head; what Hugging Face asks of them stands in their bases."""
-
-import math
-from typing import Any
+"""The public classes: one stack each, or two, under a task's head."""
 
 import torch
 from torch import nn
-from transformers import initialization as init
-from transformers.cache_utils import (
-    Cache,
-    DynamicCache,
-    DynamicLayer,
-    EncoderDecoderCache,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
-from transformers.generation import GenerationMixin, MaxLengthCriteria, StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import SPELLED_OUT
 from .configuration_variform import VariformDecoderConfig, VariformEncoderConfig, VariformEncoderDecoderConfig
+from .generation import VariformGenerationMixin
 from .heads import (
     LanguageModelHead,
     MultipleChoiceHead,
@@ -35,9 +22,6 @@ from .heads import (
     with_router_losses,
 )
 from .losses import check_labels, shift_labels
-from .masks import is_plain_mask
-from .moe import BiasedTokensChoose, Experts, Router
-from .norms import LayerScale, RMSNorm
 from .outputs import (
     DecoderOutput,
     EncoderDecoderOutput,
@@ -47,180 +31,12 @@ from .outputs import (
     RoutedSeq2SeqLMOutput,
     mean_losses,
 )
-from .patterns import parse
-from .positions import (
-    AlibiBias,
-    AxialPositions,
-    LearnedPositions,
-    RelativeBias,
-    TransformerXlPositions,
-    alibi_slopes,
+from .pretrained import (
+    VariformDecoderPreTrainedModel,
+    VariformEncoderDecoderPreTrainedModel,
+    VariformEncoderPreTrainedModel,
 )
 from .stacks import TransformerStack
-
-logger = logging.get_logger(__name__)
-
-
-def backend_obstacle(config, implementation: str) -> str | None:
-    """The field of a stack's config that an attention backend cannot express, as `field=value`; None if it can."""
-    obstacles = {}
-    if implementation == "sdpa":
-        obstacles = {"attn_logit_softcapping": None, "attention_sinks": False}
-    elif implementation.startswith("flash_attention"):
-        obstacles = {"attention_sinks": False} if implementation == "flash_attention_2" else {}
-        if config.position_embedding_type in ("relative_bias", "alibi", "transformer_xl"):
-            return f"position_embedding_type={config.position_embedding_type!r}"
-        if config.head_dim > 256:
-            return f"head_dim={config.head_dim}"
-    for entry in config.attention_patterns:
-        is_window = entry["name"] in ("full", "sliding_window")
-        if implementation.startswith("flash_attention") and not is_window:
-            return f"attention_patterns={str(parse(entry))!r}"
-        if implementation == "flex_attention" and (entry["name"] == "lsh" or entry.get("placement") == "first"):
-            return f"attention_patterns={str(parse(entry))!r}"
-    for name, harmless in obstacles.items():
-        if getattr(config, name) != harmless:
-            return f"{name}={getattr(config, name)}"
-    return None
-
-
-class VariformPreTrainedModel(PreTrainedModel):
-    """What every class of the family tells transformers about itself, and how its weights start."""
-
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["TransformerLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    # transformers looks for its decorator in the file of the model, and would take the slow way
-    _can_set_experts_implementation_cached_value = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: Any) -> None:
-        """Normal(0, initializer_range) for matrices and tables, 0 for biases, 1 for norms.
-
-        The matrices that write into the residual stream start smaller by sqrt(2 x layers), so that its variance does not
-        grow with depth (GPT-2). Each rule stands at the leaf that holds the tensor: containers without tensors of their own
-        are not visited.
-        """
-        super()._init_weights(module)
-        std = self.config.initializer_range
-        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
-        if isinstance(module, nn.Linear) and getattr(module, "writes_residual", False):
-            init.normal_(module.weight, mean=0.0, std=residual_std)
-        elif isinstance(module, RMSNorm):
-            init.constant_(module.weight, 0.0 if module.unit_offset else 1.0)
-        elif isinstance(module, (LearnedPositions, RelativeBias)):
-            init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, AxialPositions):
-            init.normal_(module.rows, mean=0.0, std=std)
-            init.normal_(module.columns, mean=0.0, std=std)
-        elif isinstance(module, TransformerXlPositions):
-            init.normal_(module.u, mean=0.0, std=std)
-            init.normal_(module.v, mean=0.0, std=std)
-        elif isinstance(module, Router):
-            init.normal_(module.weight, mean=0.0, std=std)
-            if isinstance(module, BiasedTokensChoose):
-                init.zeros_(module.e_score_correction_bias)
-        elif isinstance(module, Experts):
-            for name, parameter in module.named_parameters(recurse=False):
-                if name.endswith("_bias"):
-                    init.zeros_(parameter)
-                else:
-                    init.normal_(parameter, mean=0.0, std=residual_std if name == "down_proj" else std)
-        elif isinstance(module, LayerScale):
-            init.constant_(module.weight, module.init_value)
-        elif isinstance(module, AlibiBias):
-            init.copy_(module.slopes, alibi_slopes(module.slopes.numel()))
-        elif isinstance(module, nn.PReLU):
-            init.constant_(module.weight, 0.25)
-        elif isinstance(getattr(module, "sinks", None), nn.Parameter):
-            init.normal_(module.sinks, mean=0.0, std=std)
-
-    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
-        """Refuses a backend that cannot express the form; left to choose, takes sdpa where it can, else our own."""
-        stacks = [getattr(self.config, side) for side in ("encoder", "decoder") if hasattr(self.config, side)]
-        obstacles = [backend_obstacle(config, attn_implementation or "sdpa") for config in stacks or [self.config]]
-        obstacle = next(filter(None, obstacles), None)
-        if obstacle is not None and attn_implementation is not None:
-            raise ValueError(
-                f"`attn_implementation={attn_implementation!r}` cannot express `{obstacle}`; use 'eager', or "
-                "'sdpa' or 'flex_attention' where they can."
-            )
-        chosen = SPELLED_OUT if obstacle is not None else attn_implementation
-        return super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
-
-    @classmethod
-    def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
-        """Refuses an expert parallelism that the form cannot have; then as transformers does."""
-        stacks = [getattr(model.config, side) for side in ("encoder", "decoder") if hasattr(model.config, side)]
-        size = distributed_config.ep_size if mesh_manager is not None else 1
-        for config in stacks or [model.config]:
-            if size > 1 and config.num_experts and config.experts_layout == "modulelist":
-                raise ValueError(
-                    f"`ep_size={size}` shares out experts that are one tensor, and `experts_layout='modulelist'` keeps them "
-                    "apart; use `tp_size` alone, or build the form with `experts_layout='fused'`."
-                )
-            if config.num_experts % size:
-                raise ValueError(f"`ep_size={size}` does not divide `num_experts={config.num_experts}`.")
-        return super().maybe_distribute_model(model, distributed_config, mesh_manager)
-
-    @staticmethod
-    def create_masks_for_generate(
-        config, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache, **kwargs
-    ) -> torch.Tensor | None:
-        """Generation with a static cache asks for masks in advance: the forward makes them itself, from a 2-D mask as long as
-        the cache, so that its shape stays the same in every step."""
-        if attention_mask is None or not is_plain_mask(attention_mask):
-            return attention_mask
-        missing = past_key_values.get_max_length() - attention_mask.shape[1]
-        return nn.functional.pad(attention_mask, (0, max(missing, 0)))
-
-
-class VariformEncoderPreTrainedModel(VariformPreTrainedModel):
-    config: VariformEncoderConfig
-
-
-class VariformDecoderPreTrainedModel(VariformPreTrainedModel):
-    config: VariformDecoderConfig
-
-
-class VariformEncoderDecoderPreTrainedModel(VariformPreTrainedModel):
-    config: VariformEncoderDecoderConfig
-
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
-        """Resizes the vocabulary of both stacks and the head; where the stacks have two vocabularies, the encoder's alone.
-
-        Arguments and result as in `PreTrainedModel.resize_token_embeddings`.
-        """
-        if self.config.tie_encoder_decoder_embeddings:
-            return super().resize_token_embeddings(*args, **kwargs)
-        if self.config.encoder.vocab_size == self.config.decoder.vocab_size:
-            self.resize_decoder_token_embeddings(*args, **kwargs)
-        return self.get_encoder().resize_token_embeddings(*args, **kwargs)
-
-    def resize_decoder_token_embeddings(self, *args, **kwargs) -> nn.Module:
-        """Resizes the decoder's vocabulary and the head, of stacks that do not share their embeddings.
-
-        Raises:
-            ValueError: if the stacks share their embeddings.
-        """
-        if self.config.tie_encoder_decoder_embeddings:
-            raise ValueError(
-                "`tie_encoder_decoder_embeddings=True`: the decoder has no vocabulary of its own; use "
-                "`resize_token_embeddings`."
-            )
-        embeddings = self.get_decoder().resize_token_embeddings(*args, **kwargs)
-        self.vocab_size = embeddings.num_embeddings
-        head = self.get_output_embeddings()
-        if head is not None:
-            self.set_output_embeddings(self._get_resized_lm_head(head, embeddings.num_embeddings))
-            self.tie_weights()
-        return embeddings
 
 
 class VariformEncoderModel(TransformerStack, VariformEncoderPreTrainedModel):
@@ -433,33 +249,6 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
         )
 
 
-class VariformGenerationMixin(GenerationMixin):
-    """Generation that stops, with the text so far, where a learned table of positions ends; what it writes is not global."""
-
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, is_encoder_decoder=False, **kwargs) -> dict:
-        model_kwargs = GenerationMixin._update_model_kwargs_for_generation(
-            self, outputs, model_kwargs, is_encoder_decoder, **kwargs
-        )
-        marks = model_kwargs.get("global_attention_mask")
-        if marks is not None and not is_encoder_decoder:
-            model_kwargs["global_attention_mask"] = nn.functional.pad(marks, (0, kwargs.get("num_new_tokens", 1)))
-        return model_kwargs
-
-    def _get_stopping_criteria(self: Any, generation_config, *args, **kwargs) -> StoppingCriteriaList:
-        criteria = GenerationMixin._get_stopping_criteria(self, generation_config, *args, **kwargs)
-        config: Any = self.config.get_text_config(decoder=True)
-        limit = config.longest_table
-        longest = generation_config.max_length
-        if limit is not None and (longest is None or longest > limit):
-            field = "axial_shape" if config.position_embedding_type == "axial" else "max_position_embeddings"
-            logger.warning_once(
-                f"Generation stops at {limit} tokens, the end of the learned table of positions "
-                f"(`{field}={getattr(config, field)}`); {longest} were asked for."
-            )
-            criteria.append(MaxLengthCriteria(limit))
-        return criteria
-
-
 class VariformEncoderForMaskedLM(LanguageModelHead, VariformEncoderPreTrainedModel):
     """An encoder that fills in masked tokens."""
 
@@ -580,20 +369,6 @@ class VariformEncoderDecoderForConditionalGeneration(
             # Named by its source: a tie to the decoder's table would be one link of a chain
             self._tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
         self.post_init()
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
-        """transformers gives the cache of the cross-attention the decoder's windows; it reads the whole source."""
-        generation: Any = super()
-        generation._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
-        if not isinstance(cache, EncoderDecoderCache):
-            return
-        layers = cache.cross_attention_cache.layers
-        for number, layer in enumerate(layers):
-            if layer.is_sliding and not layer.is_initialized:
-                is_static = isinstance(layer, StaticSlidingWindowLayer)
-                length = model_kwargs["encoder_outputs"][0].shape[1]
-                layers[number] = StaticLayer(length) if is_static else DynamicLayer()
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """`(batch, seq)` labels -> the decoder's inputs: the start token, then the labels but the last; -100 becomes padding.
