@@ -233,7 +233,7 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
             **kwargs,
         )
         of_stacks = [getattr(outputs, "router_losses", None) for outputs in (encoder_outputs, decoder_outputs)]
-        router_losses = [losses for losses in of_stacks if losses is not None]
+        router_losses = [losses for losses in of_stacks if losses is not None]  # added, as in Switch Transformers
         return EncoderDecoderOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
             past_key_values=decoder_outputs.past_key_values,
@@ -243,7 +243,7 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
-            router_losses=torch.stack(router_losses).mean(0) if router_losses else None,
+            router_losses=torch.stack(router_losses).sum(0) if router_losses else None,
             encoder_router_logits=getattr(encoder_outputs, "router_logits", None),
             decoder_router_logits=decoder_outputs.router_logits,
         )

@@ -29,7 +29,7 @@ class StackRouting:
 
 @dataclass
 class PairRouting:
-    """Of an encoder-decoder: the mean of both stacks' losses, and the logits of each."""
+    """Of an encoder-decoder: the sum of both stacks' losses, and the logits of each."""
 
     router_losses: torch.Tensor | None = None
     encoder_router_logits: tuple[torch.Tensor, ...] | None = None
@@ -47,7 +47,7 @@ class HeadRouting:
 
 @dataclass
 class PairHeadRouting:
-    """Of an encoder-decoder under a head: `HeadRouting`, with the logits of each stack."""
+    """Of an encoder-decoder under a head: `HeadRouting` of both stacks, losses added, and the logits of each."""
 
     aux_loss: torch.Tensor | None = None
     router_z_loss: torch.Tensor | None = None
