@@ -117,6 +117,24 @@ def test_recomputation_is_not_counted(use_reentrant):
     assert_close(*counted)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_a_compiled_model_is_counted_as_it_is(is_checkpointed):
+    moved = []
+    for is_compiled in (False, True):
+        model = make()
+        if is_checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        balancer = RouterBalancer(model)
+        called = torch.compile(model, backend="aot_eager") if is_compiled else model
+        for number in range(2):
+            learn(called, inputs(seed=number))
+            balancer.step()
+        moved.append(biases(model))
+    assert_close(*moved)
+    assert moved[0][0].any()
+
+
 def test_micro_batches_move_the_bias_as_one_batch():
     moved = []
     for size in (4, 1):
@@ -152,6 +170,7 @@ def process(rank: int, folder: str) -> None:
         learn(wrapped, rows[2 * rank : 2 * rank + 2])
         balancer.step()
     torch.save(biases(model), f"{folder}/{rank}.pt")
+    del wrapped  # freed after its process group, it sometimes waits for ever
     torch.distributed.destroy_process_group()
 
 
