@@ -16,6 +16,7 @@ from tiny import build, inputs, tiny
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from variform.model.moe import BiasedTokensChoose, MixtureOfExperts
+from variform.model.pretrained import check_expert_parallelism
 
 LOSSES = {"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1}
 SPARSE = {**EVEN, **LOSSES, "num_experts": 6, "moe_intermediate_size": 12}
@@ -203,6 +204,13 @@ def test_a_checkpoint_of_shared_out_experts_is_whole(world):
 )
 def test_expert_parallelism_that_cannot_be_is_refused(world, name, words):
     assert words in world[0]["refused", name]
+
+
+def test_more_processes_than_experts_are_refused():
+    from transformers.distributed import DistributedConfig
+
+    with pytest.raises(ValueError, match=r"the 8 processes .* share out `num_experts=6`, and none may be left without"):
+        check_expert_parallelism(FORMS["sigmoid"][1], DistributedConfig(fsdp_size=4, tp_size=2, ep_size=2))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ import math
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
 from .attention import SPELLED_OUT
+from .checks import refuse, version_tuple
 from .configuration_variform import VariformDecoderConfig, VariformEncoderConfig, VariformEncoderDecoderConfig
 from .masks import is_plain_mask
 from .moe import BiasedTokensChoose, Experts, Router
@@ -39,6 +41,27 @@ def backend_obstacle(config, implementation: str) -> str | None:
         if getattr(config, name) != harmless:
             return f"{name}={getattr(config, name)}"
     return None
+
+
+def check_expert_parallelism(config, sizes) -> None:
+    """Refuses processes that cannot share out the experts of a stack: `sizes`, transformers' `DistributedConfig`."""
+    size, processes = sizes.ep_size, sizes.fsdp_size * sizes.tp_size
+    refuse(
+        config.experts_layout == "modulelist",
+        f"`ep_size={size}` shares out experts that are one tensor, and `experts_layout='modulelist'` keeps them apart; use "
+        "`tp_size` alone, or build the form with `experts_layout='fused'`.",
+    )
+    refuse(config.num_experts % size != 0, f"`ep_size={size}` does not divide `num_experts={config.num_experts}`.")
+    refuse(
+        config.num_experts < processes,
+        f"`ep_size={size}`: the {processes} processes (`fsdp_size` x `tp_size`) share out `num_experts={config.num_experts}`, "
+        "and none may be left without; use fewer processes, or leave out `ep_size`.",
+    )
+    refuse(
+        sizes.fsdp_size > 1 and size == processes and version_tuple(transformers.__version__) < (5, 23),
+        f"`ep_size={size}` with `fsdp_size={sizes.fsdp_size}`: transformers {transformers.__version__} would divide the "
+        "gradients of experts twice; install 5.23, or leave out `ep_size`.",
+    )
 
 
 class VariformPreTrainedModel(PreTrainedModel):
@@ -115,15 +138,10 @@ class VariformPreTrainedModel(PreTrainedModel):
     def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
         """Refuses an expert parallelism that the form cannot have; then as transformers does."""
         stacks = [getattr(model.config, side) for side in ("encoder", "decoder") if hasattr(model.config, side)]
-        size = distributed_config.ep_size if mesh_manager is not None else 1
-        for config in stacks or [model.config]:
-            if size > 1 and config.num_experts and config.experts_layout == "modulelist":
-                raise ValueError(
-                    f"`ep_size={size}` shares out experts that are one tensor, and `experts_layout='modulelist'` keeps them "
-                    "apart; use `tp_size` alone, or build the form with `experts_layout='fused'`."
-                )
-            if config.num_experts % size:
-                raise ValueError(f"`ep_size={size}` does not divide `num_experts={config.num_experts}`.")
+        if mesh_manager is not None and distributed_config.ep_size > 1:
+            for config in stacks or [model.config]:
+                if config.num_experts:
+                    check_expert_parallelism(config, distributed_config)
         return super().maybe_distribute_model(model, distributed_config, mesh_manager)
 
     @staticmethod
