@@ -209,7 +209,9 @@ def test_expert_parallelism_that_cannot_be_is_refused(world, name, words):
 def test_more_processes_than_experts_are_refused():
     from transformers.distributed import DistributedConfig
 
-    with pytest.raises(ValueError, match=r"the 8 processes .* share out `num_experts=6`, and none may be left without"):
+    with pytest.raises(
+        ValueError, match=r"the 8 processes .* share out `num_experts=6`, and none may be left without"
+    ):
         check_expert_parallelism(FORMS["sigmoid"][1], DistributedConfig(fsdp_size=4, tp_size=2, ep_size=2))
 
 
