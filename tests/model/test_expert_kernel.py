@@ -198,6 +198,31 @@ def test_each_gradient_alone_is_the_one_among_all(trained):
     assert_close(torch.autograd.grad(output, wanted, upstream)[0], expected)
 
 
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: "-".join(network) or "gated")
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_without_gradients_it_is_the_same(num_tokens, network):
+    """Decoding: one token goes a way of its own."""
+    experts, routed = make_experts(**network), route(num_tokens, 5, 2)
+    expected = run_fused(experts, *routed)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert_close(run_fused(experts, *routed), expected.detach(), rtol=1e-5, atol=1e-5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = run_fused(experts, *routed)
+    assert output.dtype == torch.bfloat16
+    assert_close(output.float(), expected.detach(), rtol=0.05, atol=0.05)
+
+
+def test_one_token_touches_the_chosen_weights_alone():
+    experts, (hidden, chosen, weights) = make_experts(mlp_bias=True), route(1, 5, 2)
+    with torch.no_grad():
+        expected = run_fused(experts, hidden, chosen, weights)
+        is_idle = torch.ones(5, dtype=torch.bool).index_fill(0, chosen[0], False)
+        for parameter in experts.parameters():
+            parameter[is_idle] = float("nan")
+        assert_close(run_fused(experts, hidden, chosen, weights), expected, rtol=0, atol=0)
+
+
 class Doubled(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return 2 * weight

@@ -4,10 +4,12 @@ and added back while they are in its cache.
 Legend: T tokens, S assignments (a token that chose k experts has k), E experts, D width of a token, F width inside.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .losses import is_traced
 
@@ -18,6 +20,28 @@ class Assignments(NamedTuple):
     order: torch.Tensor  # (S,): where each assignment stood before sorting, token by token
     tokens: torch.Tensor  # (S,): its token
     sizes: list[int]  # how many each expert has
+
+
+class Busy(NamedTuple):
+    """The experts that have assignments."""
+
+    experts: list[int]
+    sizes: list[int]  # how many each has
+
+    def share_out(self, *tensors: torch.Tensor) -> Iterator[tuple[Any, ...]]:
+        """The number of each expert and its rows of each tensor."""
+        return zip(self.experts, *(tensor.split(self.sizes) for tensor in tensors))
+
+    def space(self, like: torch.Tensor) -> torch.Tensor:
+        """As wide, with a row for each assignment of one expert: memory that stays in the cache from expert to expert."""
+        return like.new_empty(max(self.sizes, default=0), like.shape[1])
+
+    def gradient_of(self, weight: torch.Tensor) -> torch.Tensor:
+        """As large, 0 for the experts that are idle."""
+        gradient = torch.empty_like(weight)
+        for expert in set(range(len(weight))).difference(self.experts):
+            gradient[expert].zero_()
+        return gradient
 
 
 def sort_by_expert(chosen: torch.Tensor, num_experts: int) -> Assignments:
@@ -40,22 +64,44 @@ def run_fused(experts: Any, hidden_states: torch.Tensor, chosen: torch.Tensor, w
     """
     if torch.is_autocast_enabled("cpu"):
         hidden_states = hidden_states.to(torch.get_autocast_dtype("cpu"))
+    if len(hidden_states) == 1 and not torch.is_grad_enabled():
+        return run_one_token(experts, hidden_states, chosen, weights)
     dtype = hidden_states.dtype
-    into, out_of = (
-        (experts.gate_up_proj if experts.has_gate else experts.up_proj).to(dtype),
-        experts.down_proj.to(dtype),
-    )
+    into = experts.gate_up_proj if experts.has_gate else experts.up_proj
     order, tokens, sizes = sort_by_expert(chosen, experts.num_experts)
-    inner = GatherProduct.apply(hidden_states, into, tokens, sizes)
+    busy = Busy([number for number, size in enumerate(sizes) if size], [size for size in sizes if size])
+    parts = GatherProduct.apply(hidden_states, into.to(dtype), tokens, busy, 2 if experts.has_gate else 1)
     if experts.has_bias:
-        bias = experts.gate_up_proj_bias if experts.has_gate else experts.up_proj_bias
-        inner = inner + bias.to(dtype).repeat_interleave(torch.tensor(sizes), dim=0)
-    inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
+        bias = (experts.gate_up_proj_bias if experts.has_gate else experts.up_proj_bias).to(dtype)
+        bias = bias.repeat_interleave(torch.tensor(sizes), dim=0)
+        parts = [part + own for part, own in zip(parts, bias.chunk(len(parts), dim=-1))]
+    inner = experts.act_fn(parts[0])
+    if experts.has_gate:
+        inner = inner * parts[1]
     weights = weights.to(dtype)
-    output = ProductScatter.apply(inner, out_of, weights.flatten()[order], tokens, sizes, len(hidden_states))
+    shares = weights.flatten()[order]
+    output = ProductScatter.apply(inner, experts.down_proj.to(dtype), shares, tokens, busy, len(hidden_states))
     if experts.has_bias:
         shares = weights.new_zeros(len(weights), experts.num_experts).scatter_add(1, chosen, weights)
         output = output + shares @ experts.down_proj_bias.to(dtype)
+    return output
+
+
+def run_one_token(
+    experts: Any, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """`run_fused` of one token without gradients: nothing to sort, and only the chosen weights are touched."""
+    dtype, numbers = hidden_states.dtype, chosen[0].tolist()
+    into, weights = experts.gate_up_proj if experts.has_gate else experts.up_proj, weights.to(dtype)
+    inner = torch.cat([F.linear(hidden_states, into[number].to(dtype)) for number in numbers])
+    if experts.has_bias:
+        inner = inner + (experts.gate_up_proj_bias if experts.has_gate else experts.up_proj_bias)[chosen[0]].to(dtype)
+    inner = (experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)) * weights.t()
+    output = (
+        weights @ experts.down_proj_bias[chosen[0]].to(dtype) if experts.has_bias else torch.zeros_like(hidden_states)
+    )
+    for number, row in zip(numbers, inner.split(1)):
+        output.addmm_(row, experts.down_proj[number].t().to(dtype))
     return output
 
 
@@ -68,34 +114,43 @@ def can_fuse(experts: Any, hidden_states: torch.Tensor) -> bool:
 
 
 class GatherProduct(torch.autograd.Function):
-    """Row s is `weight[expert of s] @ hidden_states[token of s]`: `(T, D)`, `(E, F, D)` -> `(S, F)`.
+    """Row s of part p is `weight[expert of s, part p] @ hidden_states[token of s]`: `(T, D)`, `(E, P x F, D)` -> P of `(S, F)`.
 
-    The weight is unbound, not indexed: the backward of an index costs a copy of the whole, for each expert.
+    The parts, gates and what they scale, are outputs of their own: the backward of a slice would copy them into a whole. The
+    weight is indexed out of autograd's sight: the backward of an index costs a copy of the whole, for each expert.
     """
 
     @staticmethod
-    def forward(ctx, hidden_states, weight, tokens, sizes):
+    def forward(ctx, hidden_states, weight, tokens, busy, num_parts):
         ctx.save_for_backward(hidden_states, weight, tokens)
-        ctx.sizes = sizes
-        output = hidden_states.new_empty(len(tokens), weight.shape[1])
-        for matrix, own, product in zip(weight.unbind(0), tokens.split(sizes), output.split(sizes)):
-            torch.mm(hidden_states.index_select(0, own), matrix.t(), out=product)
-        return output
+        ctx.busy = busy
+        outputs = tuple(hidden_states.new_empty(len(tokens), weight.shape[1] // num_parts) for _ in range(num_parts))
+        space = busy.space(hidden_states)
+        for expert, own, *products in busy.share_out(tokens, *outputs):
+            rows = torch.index_select(hidden_states, 0, own, out=space[: len(own)])
+            for matrix, product in zip(weight[expert].chunk(num_parts), products):
+                torch.mm(rows, matrix.t(), out=product)
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
+    def backward(ctx, *grad_outputs):
         hidden_states, weight, tokens = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden_states) if needs_hidden else None
-        grad_weight = torch.empty_like(weight) if needs_weight else None
-        parts = zip(weight.unbind(0), tokens.split(ctx.sizes), grad_output.split(ctx.sizes))
-        for expert, (matrix, own, grad) in enumerate(parts):
+        grad_weight = ctx.busy.gradient_of(weight) if needs_weight else None
+        space = ctx.busy.space(hidden_states)
+        for expert, own, *grads in ctx.busy.share_out(tokens, *grad_outputs):
+            rows = space[: len(own)]
             if needs_weight:
-                torch.mm(grad.t(), hidden_states.index_select(0, own), out=grad_weight[expert])
+                torch.index_select(hidden_states, 0, own, out=rows)
+                for grad, product in zip(grads, grad_weight[expert].chunk(len(grads))):
+                    torch.mm(grad.t(), rows, out=product)
             if needs_hidden:
-                grad_hidden.index_add_(0, own, grad @ matrix)
-        return grad_hidden, grad_weight, None, None
+                for number, (grad, matrix) in enumerate(zip(grads, weight[expert].chunk(len(grads)))):
+                    torch.addmm(rows, grad, matrix, beta=min(number, 1), out=rows)
+                grad_hidden.index_add_(0, own, rows)
+        return grad_hidden, grad_weight, None, None, None
 
 
 class ProductScatter(torch.autograd.Function):
@@ -104,13 +159,14 @@ class ProductScatter(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, inner, weight, shares, tokens, sizes, num_tokens):
+    def forward(ctx, inner, weight, shares, tokens, busy, num_tokens):
         ctx.save_for_backward(inner, weight, shares, tokens)
-        ctx.sizes = sizes
+        ctx.busy = busy
         output = inner.new_zeros(num_tokens, weight.shape[1])
-        parts = zip(weight.unbind(0), tokens.split(sizes), inner.split(sizes), shares[:, None].split(sizes))
-        for matrix, own, rows, share in parts:
-            output.index_add_(0, own, (rows * share) @ matrix.t())
+        space = busy.space(output)
+        for expert, own, rows, share in busy.share_out(tokens, inner, shares[:, None]):
+            product = torch.mm(rows, weight[expert].t(), out=space[: len(own)])
+            output.index_add_(0, own, product.mul_(share))
         return output
 
     @staticmethod
@@ -118,13 +174,14 @@ class ProductScatter(torch.autograd.Function):
     def backward(ctx, grad_output):
         inner, weight, shares, tokens = ctx.saved_tensors
         grad_inner, grad_shares = torch.empty_like(inner), torch.empty_like(shares)
-        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        of_experts = (tensor.split(ctx.sizes) for tensor in (tokens, inner, shares[:, None], grad_inner, grad_shares))
-        for expert, (matrix, own, rows, share, grad_rows, grad_share) in enumerate(zip(weight.unbind(0), *of_experts)):
-            grad = grad_output.index_select(0, own)
-            torch.mm(grad, matrix, out=grad_rows)
-            torch.sum(grad_rows * rows, dim=1, out=grad_share)
+        grad_weight = ctx.busy.gradient_of(weight) if ctx.needs_input_grad[1] else None
+        outer_space, inner_space = ctx.busy.space(grad_output), ctx.busy.space(inner)
+        parts = ctx.busy.share_out(tokens, inner, shares[:, None], grad_inner, grad_shares)
+        for expert, own, rows, share, grad_rows, grad_share in parts:
+            grad = torch.index_select(grad_output, 0, own, out=outer_space[: len(own)])
+            torch.mm(grad, weight[expert], out=grad_rows)
+            torch.sum(torch.mul(grad_rows, rows, out=inner_space[: len(own)]), dim=1, out=grad_share)
             grad_rows.mul_(share)
             if grad_weight is not None:
-                torch.mm(grad.t(), rows * share, out=grad_weight[expert])
+                torch.mm(grad.mul_(share).t(), rows, out=grad_weight[expert])
         return grad_inner, grad_weight, grad_shares, None, None, None
