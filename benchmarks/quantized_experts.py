@@ -8,6 +8,7 @@ their biases. Rows whose library is not installed are left out.
 """
 
 import argparse
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of the training")
     steps = parser.parse_args().steps
     disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of each product in 8 bits it says that it casts
     texts = load_texts()
     streams = {side: [encode(list(getattr(texts, side).values()))] for side in ("train", "held_out")}
     model = train(ByteWindows(streams["train"], context=CONTEXT, stride=CONTEXT - 1), steps)
@@ -118,7 +120,7 @@ def main() -> None:
                 AutoModelForCausalLM.from_pretrained(Path(folder) / layout, **arguments()).eval(), judged
             )
             exact = exact or bits
-            cost = 2**bits / 2**exact - 1
+            cost = round(2**bits / 2**exact - 1, 4) + 0.0  # no minus before a zero
             row = {"experts_layout": layout, "weights": name, "bits per byte": f"{bits:.4f}"}
             rows.append(row | {"perplexity of a byte": f"{2**bits:.4f}", "cost": f"{cost:+.2%}"})
     print(table(rows))
