@@ -30,6 +30,7 @@ from .model.modeling_variform import (
     VariformEncoderModel,
 )
 from .registration import register
+from .reshaping import reshape
 
 __version__ = VERSION
 
@@ -58,6 +59,7 @@ __all__ = [
     "from_hf",
     "list_forms",
     "load_config",
+    "reshape",
     "surgery",
     "to_hf",
 ]

@@ -1,4 +1,4 @@
-"""The command `variform`: convert checkpoints, look at forms and patterns."""
+"""The command `variform`: convert checkpoints, change their form, look at forms and patterns."""
 
 import argparse
 import dataclasses
@@ -24,6 +24,7 @@ from .report.compare import compare
 from .report.form import describe
 from .report.pictures import check_path, draw_views, show
 from .report.views import View, views_of
+from .surgery_commands import add_surgery
 
 EXAMPLES = """\
 examples:
@@ -31,6 +32,7 @@ examples:
   variform info bert-base modernbert-base      what differs, and what each difference costs
   variform show sliding_window:8 strided:4     which query sees which key
   variform convert path/to/bert my-bert        a checkpoint, exactly; --check proves it
+  variform surgery upcycle my-gpt2 my-moe --num_experts 8      another form of a trained model
 
 `variform COMMAND --help` explains a command."""
 SHOW_EXAMPLES = """\
@@ -59,13 +61,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="variform",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Convert checkpoints, look at forms, draw attention patterns.",
+        description="Convert checkpoints, change their form, look at forms, draw attention patterns.",
         epilog=EXAMPLES,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_convert(commands)
     add_info(commands)
     add_show(commands)
+    add_surgery(commands)
     return parser
 
 

@@ -393,7 +393,8 @@ def compare(model: PreTrainedModel, result: PreTrainedModel, starts: Mapping[str
         )
         obstacle = inexact(stack)
         if start.noise:
-            lost.append(f"The {side}'s experts have noise of {start.noise:g} of a standard deviation: it starts near.")
+            words = f"noise of {start.noise:g} of a standard deviation"
+            lost.append(f"The {side}'s experts have {words}: it starts near the original, not as it.")
         if obstacle:
             lost.append(f"The {side}'s `{obstacle}: it does not start as the original.")
         elif not has_room(stack):
