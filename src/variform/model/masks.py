@@ -151,9 +151,7 @@ def lower_to_plan(
     # A dense mask computes every pair; the causal kernel without a mask, half of them
     is_unmasked = is_plain_full(pattern, scene) and scene.attention_mask is None and bias_index is None
     dense = batch * length * length / (2 if is_causal and is_unmasked else 1)
-    if scene.config._attn_implementation == SPELLED_OUT:
-        dense *= COST_OF_A_SPELLED_OUT_SCORE
-    if planned * COST_OF_A_PLANNED_SCORE >= dense:
+    if planned * COST_OF_A_PLANNED_SCORE >= dense * cost_of_a_dense_score(scene.config._attn_implementation):
         return None
     return make_plan(pattern, rows, num_heads=num_heads, bias_index=bias_index, device=scene.hidden_states.device)
 
@@ -170,6 +168,11 @@ def late_plan(pattern: Pattern, scene: Scene, columns: torch.Tensor | None) -> L
 def constant_string(pattern: Pattern) -> str:
     """The entry of a pattern, which no compiler looks into."""
     return str(pattern)
+
+
+def cost_of_a_dense_score(implementation: str) -> float:
+    """As a multiple of sdpa's."""
+    return COST_OF_A_SPELLED_OUT_SCORE if implementation == SPELLED_OUT else 1
 
 
 def leaves_blocks(implementation: str) -> bool:
