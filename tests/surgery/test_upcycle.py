@@ -380,7 +380,8 @@ def test_a_published_sentence_model_says_the_same_with_experts(choices):
     batch = tokenizer(
         ["A man is eating food.", "The new movie is awesome, they say."], return_tensors="pt", padding=True
     )
-    assert_close(result(**batch)[0], model(**batch)[0], rtol=0, atol=1e-5)
+    real = batch["attention_mask"].bool()  # where room is counted, padding has none
+    assert_close(result(**batch)[0][real], model(**batch)[0][real], rtol=0, atol=1e-5)
 
 
 # Refusals
