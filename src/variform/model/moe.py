@@ -123,7 +123,7 @@ class BiasedTokensChoose(TokensChoose):
     def __init__(self, config, is_causal: bool):
         super().__init__(config, is_causal)
         self.num_groups, self.num_chosen_groups = config.n_group, config.topk_group
-        self.e_score_correction_bias = nn.Buffer(torch.zeros(config.num_experts))
+        self.e_score_correction_bias = nn.Buffer(torch.zeros(config.num_experts, dtype=torch.float32))
 
     def rate(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores = logits.sigmoid()
@@ -247,6 +247,8 @@ class Experts(nn.Module):
         run = ALL_EXPERTS_FUNCTIONS.get_interface(self.config._experts_implementation, Experts.run_eagerly)
         if run is grouped_mm_experts_forward and can_fuse(self, hidden_states):
             run = run_fused
+        elif is_quantized(self.down_proj):
+            run = Experts.run_eagerly
         output = run(self, hidden_states, chosen, weights)
         return self._count_bias_once(output, chosen, weights) if self.has_bias else output
 
@@ -263,7 +265,7 @@ class Experts(nn.Module):
     def run_eagerly(self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """As `forward`, one expert after the other."""
         names = ("gate_up_proj" if self.has_gate else "up_proj", "down_proj")
-        parts = [getattr(self, name).unbind(0) for name in names]
+        parts = [matrices_of(getattr(self, name)) for name in names]
         biases = [
             getattr(self, f"{name}_bias").unbind(0) if self.has_bias else [None] * len(parts[0]) for name in names
         ]
@@ -274,6 +276,16 @@ class Experts(nn.Module):
         inner = F.linear(rows, into, into_bias)
         inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
         return F.linear(inner, out_of, out_of_bias)
+
+
+def is_quantized(weight: torch.Tensor) -> bool:
+    """Whether a weight is a tensor of torchao, which computes products of one matrix and no others."""
+    return hasattr(weight, "tensor_data_names")
+
+
+def matrices_of(weight: torch.Tensor) -> Sequence[torch.Tensor]:
+    """`(E, ...)` -> E matrices; unbound, as the backward of an index copies the whole, unless they are quantized."""
+    return [weight[number] for number in range(len(weight))] if is_quantized(weight) else weight.unbind(0)
 
 
 class ExpertList(nn.ModuleList):

@@ -19,6 +19,9 @@ from .norms import LayerScale, RMSNorm
 from .patterns import parse
 from .positions import AlibiBias, AxialPositions, LearnedPositions, RelativeBias, TransformerXlPositions, alibi_slopes
 
+# They replace modules of the class nn.Linear and nothing else
+LINEAR_ONLY_QUANTIZERS = ("bitsandbytes", "quanto", "hqq")
+
 
 def backend_obstacle(config, implementation: str) -> str | None:
     """The field of a stack's config that an attention backend cannot express, as `field=value`; None if it can."""
@@ -78,6 +81,22 @@ class VariformPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # transformers looks for its decorator in the file of the model, and would take the slow way
     _can_set_experts_implementation_cached_value = True
+
+    def post_init(self) -> None:
+        """Refuses a quantizer that would leave the experts as they are, without a word."""
+        super().post_init()
+        quantization = getattr(self.config, "quantization_config", None)
+        if quantization is None or not any(isinstance(module, Experts) for module in self.modules()):
+            return
+        options = quantization if isinstance(quantization, dict) else quantization.to_dict()
+        method = str(getattr(options["quant_method"], "value", options["quant_method"]))
+        kept = options.get("llm_int8_skip_modules") or options.get("modules_to_not_convert") or []
+        if method in LINEAR_ONLY_QUANTIZERS and "experts" not in kept:
+            raise ValueError(
+                f"`quantization_config` of {method} reaches `nn.Linear`s only, and `experts_layout='fused'` keeps experts as "
+                "one tensor, which would stay in full precision: save `variform.surgery.change_experts_layout(model, "
+                "'modulelist')` and load that, or name 'experts' among the modules to skip."
+            )
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
