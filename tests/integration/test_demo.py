@@ -86,7 +86,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(recipe, tmp_path, processes):
     assert state["global_step"] == stopped_at + 1
 
 
-@pytest.mark.parametrize("name", ["pronunciation", "g2p"])
+@pytest.mark.parametrize("name", ["pronunciation", "pronunciation_experts", "g2p"])
 def test_the_models_of_the_recipes_keep_within_their_size(name):
     import variform
 
@@ -95,7 +95,7 @@ def test_the_models_of_the_recipes_keep_within_their_size(name):
     for stack in ("encoder", "decoder"):
         form[stack] = {**form[stack], "vocab_size": 70}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    assert variform.from_config({**form, **ids}).num_parameters() <= 3_710_000
+    assert variform.from_config({**form, **ids}).num_parameters() <= 3_800_000
 
 
 def test_a_mistake_in_a_recipe_ends_with_one_sentence(tmp_path):
