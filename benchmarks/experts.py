@@ -139,17 +139,17 @@ def mixtral(library: str, experts: int, per_token: int, inner: int) -> torch.nn.
     )
 
 
-def switch(library: str, experts: int) -> torch.nn.Module:
+def switch(library: str, experts: int, inner: int) -> torch.nn.Module:
     """An encoder-decoder whose second layers send each token to one expert; dropout and jitter off."""
     if library.startswith("transformers"):
-        sizes = {"vocab_size": VOCAB, "d_model": WIDTH, "d_kv": WIDTH // HEADS, "d_ff": 2 * WIDTH, "num_heads": HEADS}
+        sizes = {"vocab_size": VOCAB, "d_model": WIDTH, "d_kv": WIDTH // HEADS, "d_ff": inner, "num_heads": HEADS}
         sizes |= {"num_layers": LAYERS, "num_decoder_layers": LAYERS, "num_experts": experts, "expert_capacity": 64}
         sizes |= {"num_sparse_encoder_layers": LAYERS // 2, "num_sparse_decoder_layers": LAYERS // 2}
         ids = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2}
         config = transformers.SwitchTransformersConfig(**sizes, **ids, dropout_rate=0.0, router_jitter_noise=0.0)
         return transformers.SwitchTransformersForConditionalGeneration(config)
     form = variform.load_config("switch-base-8").to_dict()
-    stack = {**MODEL, "head_dim": WIDTH // HEADS, "embedding_size": None, "intermediate_size": 2 * WIDTH}
+    stack = {**MODEL, "head_dim": WIDTH // HEADS, "embedding_size": None, "intermediate_size": inner}
     stack |= {"num_key_value_heads": None, "moe_intermediate_size": None, "num_experts": experts}
     stack |= {"mlp_layer_types": ["dense", "sparse"], "expert_capacity": 64, "router_jitter_noise": 0.0}
     stack |= {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "logit_scale": WIDTH**-0.5}
@@ -181,7 +181,7 @@ def steps(rounds: int) -> tuple[list[dict[str, str]], bool]:
     for (peer, target), build, sizes, sides in zip(
         STEP_TARGETS.items(),
         (mixtral, mixtral, switch),
-        (SIZES[0], SIZES[1], (64,)),
+        (SIZES[0], SIZES[1], (64, 128)),
         (["grouped_mm", "eager"], ["grouped_mm", "eager"], ["eager"]),
     ):
         names = ["variform", *(f"transformers, {side}" for side in sides)]

@@ -13,6 +13,10 @@ from torch.nn import functional as F
 
 from .losses import is_traced
 
+# Bytes that stay in a core's cache. Gates and what they scale are two products where their matrix has more: there the copy that
+# the backward of a slice makes of a whole costs more than a second product.
+SMALL_MATRIX = 2**19
+
 
 class Assignments(NamedTuple):
     """Which token goes to which expert, sorted by expert."""
@@ -31,10 +35,6 @@ class Busy(NamedTuple):
     def share_out(self, *tensors: torch.Tensor) -> Iterator[tuple[Any, ...]]:
         """The number of each expert and its rows of each tensor."""
         return zip(self.experts, *(tensor.split(self.sizes) for tensor in tensors))
-
-    def space(self, like: torch.Tensor) -> torch.Tensor:
-        """As wide, with a row for each assignment of one expert: memory that stays in the cache from expert to expert."""
-        return like.new_empty(max(self.sizes, default=0), like.shape[1])
 
     def gradient_of(self, weight: torch.Tensor) -> torch.Tensor:
         """As large, 0 for the experts that are idle."""
@@ -70,14 +70,16 @@ def run_fused(experts: Any, hidden_states: torch.Tensor, chosen: torch.Tensor, w
     into = experts.gate_up_proj if experts.has_gate else experts.up_proj
     order, tokens, sizes = sort_by_expert(chosen, experts.num_experts)
     busy = Busy([number for number, size in enumerate(sizes) if size], [size for size in sizes if size])
-    parts = GatherProduct.apply(hidden_states, into.to(dtype), tokens, busy, 2 if experts.has_gate else 1)
+    num_parts = 2 if experts.has_gate and into[0].nbytes > SMALL_MATRIX else 1
+    parts = GatherProduct.apply(hidden_states, into.to(dtype), tokens, busy, num_parts)
     if experts.has_bias:
         bias = (experts.gate_up_proj_bias if experts.has_gate else experts.up_proj_bias).to(dtype)
         bias = bias.repeat_interleave(torch.tensor(sizes), dim=0)
         parts = [part + own for part, own in zip(parts, bias.chunk(len(parts), dim=-1))]
-    inner = experts.act_fn(parts[0])
-    if experts.has_gate:
-        inner = inner * parts[1]
+    if num_parts == 2:
+        inner = experts.act_fn(parts[0]) * parts[1]
+    else:
+        inner = experts._apply_gate(parts[0]) if experts.has_gate else experts.act_fn(parts[0])
     weights = weights.to(dtype)
     shares = weights.flatten()[order]
     output = ProductScatter.apply(inner, experts.down_proj.to(dtype), shares, tokens, busy, len(hidden_states))
@@ -116,8 +118,7 @@ def can_fuse(experts: Any, hidden_states: torch.Tensor) -> bool:
 class GatherProduct(torch.autograd.Function):
     """Row s of part p is `weight[expert of s, part p] @ hidden_states[token of s]`: `(T, D)`, `(E, P x F, D)` -> P of `(S, F)`.
 
-    The parts, gates and what they scale, are outputs of their own: the backward of a slice would copy them into a whole. The
-    weight is indexed out of autograd's sight: the backward of an index costs a copy of the whole, for each expert.
+    The weight is indexed out of autograd's sight: the backward of an index costs a copy of the whole, for each expert.
     """
 
     @staticmethod
@@ -125,10 +126,9 @@ class GatherProduct(torch.autograd.Function):
         ctx.save_for_backward(hidden_states, weight, tokens)
         ctx.busy = busy
         outputs = tuple(hidden_states.new_empty(len(tokens), weight.shape[1] // num_parts) for _ in range(num_parts))
-        space = busy.space(hidden_states)
         for expert, own, *products in busy.share_out(tokens, *outputs):
-            rows = torch.index_select(hidden_states, 0, own, out=space[: len(own)])
-            for matrix, product in zip(weight[expert].chunk(num_parts), products):
+            rows = hidden_states.index_select(0, own)
+            for matrix, product in zip(read(weight[expert]).chunk(num_parts), products):
                 torch.mm(rows, matrix.t(), out=product)
         return outputs
 
@@ -139,16 +139,16 @@ class GatherProduct(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden_states) if needs_hidden else None
         grad_weight = ctx.busy.gradient_of(weight) if needs_weight else None
-        space = ctx.busy.space(hidden_states)
         for expert, own, *grads in ctx.busy.share_out(tokens, *grad_outputs):
-            rows = space[: len(own)]
             if needs_weight:
-                torch.index_select(hidden_states, 0, own, out=rows)
+                rows = hidden_states.index_select(0, own)
                 for grad, product in zip(grads, grad_weight[expert].chunk(len(grads))):
                     torch.mm(grad.t(), rows, out=product)
             if needs_hidden:
-                for number, (grad, matrix) in enumerate(zip(grads, weight[expert].chunk(len(grads)))):
-                    torch.addmm(rows, grad, matrix, beta=min(number, 1), out=rows)
+                first, *others = weight[expert].chunk(len(grads))
+                rows = grads[0] @ first
+                for grad, matrix in zip(grads[1:], others):
+                    rows.addmm_(grad, matrix)
                 grad_hidden.index_add_(0, own, rows)
         return grad_hidden, grad_weight, None, None, None
 
@@ -163,10 +163,8 @@ class ProductScatter(torch.autograd.Function):
         ctx.save_for_backward(inner, weight, shares, tokens)
         ctx.busy = busy
         output = inner.new_zeros(num_tokens, weight.shape[1])
-        space = busy.space(output)
         for expert, own, rows, share in busy.share_out(tokens, inner, shares[:, None]):
-            product = torch.mm(rows, weight[expert].t(), out=space[: len(own)])
-            output.index_add_(0, own, product.mul_(share))
+            output.index_add_(0, own, (rows * share) @ read(weight[expert]).t())
         return output
 
     @staticmethod
@@ -175,13 +173,20 @@ class ProductScatter(torch.autograd.Function):
         inner, weight, shares, tokens = ctx.saved_tensors
         grad_inner, grad_shares = torch.empty_like(inner), torch.empty_like(shares)
         grad_weight = ctx.busy.gradient_of(weight) if ctx.needs_input_grad[1] else None
-        outer_space, inner_space = ctx.busy.space(grad_output), ctx.busy.space(inner)
         parts = ctx.busy.share_out(tokens, inner, shares[:, None], grad_inner, grad_shares)
         for expert, own, rows, share, grad_rows, grad_share in parts:
-            grad = torch.index_select(grad_output, 0, own, out=outer_space[: len(own)])
+            grad = grad_output.index_select(0, own)
             torch.mm(grad, weight[expert], out=grad_rows)
-            torch.sum(torch.mul(grad_rows, rows, out=inner_space[: len(own)]), dim=1, out=grad_share)
+            torch.sum(grad_rows * rows, dim=1, out=grad_share)
             grad_rows.mul_(share)
             if grad_weight is not None:
-                torch.mm(grad.mul_(share).t(), rows, out=grad_weight[expert])
+                torch.mm(grad.t(), rows * share, out=grad_weight[expert])
         return grad_inner, grad_weight, grad_shares, None, None, None
+
+
+def read(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix itself. A small one is read once, row by row: so it comes into the cache three times as fast as a product
+    with its transpose brings it there."""
+    if matrix.nbytes <= SMALL_MATRIX:
+        matrix.sum()
+    return matrix

@@ -79,6 +79,8 @@ class TokensChoose(Router):
     With `norm_topk_prob` the k weights add up to 1, which is also the softmax over the k logits alone.
     """
 
+    adds_up_to_one = True  # what `rate` gives a token
+
     def __init__(self, config, is_causal: bool):
         super().__init__(config, is_causal)
         self.is_normalised = config.norm_topk_prob
@@ -104,7 +106,7 @@ class TokensChoose(Router):
             length = experts.shape[1] if is_real is None else is_real.sum(1, keepdim=True)
             counts = within_room(experts, counts, self.num_experts, self.room(length))
             weights = weights * counts
-        scores = rated / rated.sum(-1, keepdim=True).clamp(min=1e-20)
+        scores = rated if self.adds_up_to_one else rated / rated.sum(-1, keepdim=True).clamp(min=1e-20)
         return Routing(logits, scores, experts, weights.to(hidden_states.dtype), None, counts)
 
     def drops(self) -> bool:
@@ -119,6 +121,8 @@ class BiasedTokensChoose(TokensChoose):
 
     With groups, only experts of the `topk_group` best groups are chosen, each judged by its two best experts.
     """
+
+    adds_up_to_one = False
 
     def __init__(self, config, is_causal: bool):
         super().__init__(config, is_causal)
@@ -178,9 +182,11 @@ ROUTERS: dict[str, type[Router]] = {
 def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Indices of the k highest scores, `(..., n)` -> `(..., k)`; of equal ones the first, on every device.
 
-    `torch.topk` leaves ties open, and a stable sort takes three times as long. The bits of a float, as an integer, are in the
-    order of the floats once those of negative ones are flipped; below them stands the place.
+    `torch.topk` leaves ties open, and a stable sort of many takes three times as long. The bits of a float, as an integer, are
+    in the order of the floats once those of negative ones are flipped; below them stands the place.
     """
+    if not is_traced() and scores.numel() <= 512:  # a decoded token: fewer calls
+        return scores.detach().sort(dim=-1, descending=True, stable=True).indices[..., :k]
     bits = scores.detach().float().add(0.0).view(torch.int32)  # adding makes -0.0 equal to 0.0
     ranks = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
     length = scores.shape[-1]
