@@ -5,266 +5,43 @@ it is compared with. A failure prints the native config and the form as YAML, wi
 `VARIFORM_SEEDS=20 pytest tests/conversion/test_exact.py` takes 20 of each language model and 5 of each other class.
 """
 
-import copy
-import math
-import os
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-import yaml
-from native_models import (
-    COUNT_SLOTS,
-    FIRST_REGULAR_ID,
-    GROWING_ROPES,
-    OFFSET_BY_PADDING,
-    OTHER_SHAPES,
-    TAKE_MARKS,
-    config_class,
-    hash_as_ours,
-    random_config,
-    random_fields,
-    random_model,
+from native_models import COUNT_SLOTS, FIRST_REGULAR_ID, GROWING_ROPES, TAKE_MARKS, random_fields
+from pairs import (
+    CACHED,
+    CASES,
+    GRADIENT_TOLERANCE,
+    LABELS,
+    MAIN,
+    QUESTIONS,
+    SEQ2SEQ,
+    TARGET_LENGTHS,
+    Case,
+    Pair,
+    assert_same,
+    config_values,
+    gradients_by_our_names,
+    make_batch,
+    padding_mask,
+    result_of,
+    sides,
+    yardstick,
 )
-from transformers import CONFIG_MAPPING, DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
-from transformers.models.longformer.modeling_longformer import _compute_global_attention_mask
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from variform.conversion import FAMILIES
 from variform.conversion.check import check_conversion
 from variform.conversion.convert import convert_folder, from_hf, to_hf
-from variform.conversion.engine import inwards
-from variform.conversion.family import BOOKKEEPING, LANGUAGE_MODELS, POOLED
-from variform.model import attention
-from variform.model.attention import attend_in_blocks as in_blocks
-from variform.model.attention import attend_in_chunks as in_chunks
+from variform.conversion.family import POOLED
 
-TOLERANCE = 1e-5
-GRADIENT_TOLERANCE = 1e-4
-SEEDS = int(os.environ.get("VARIFORM_SEEDS", "4"))
-LENGTHS = torch.tensor([13, 8, 3, 5])  # real tokens of each row
-TARGET_LENGTHS = torch.tensor([2, 9, 6, 4])
-MARKED = torch.tensor([0.3, 0.0, 0.6, 0.2])  # which part of each row is marked as global
-LABELS, QUESTIONS = "AutoModelForSequenceClassification", "AutoModelForQuestionAnswering"
-CHOICES = "AutoModelForMultipleChoice"
-SEQ2SEQ = "variform_encoder_decoder"
+pytestmark = pytest.mark.usefixtures("one_hash")
 
-
-class Case(NamedTuple):
-    """One native class with one random config."""
-
-    model_type: str
-    auto_class: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{FAMILIES[self.model_type].heads[self.auto_class].foreign}-{self.seed}"
-
-    @property
-    def shape(self) -> str:
-        return FAMILIES[self.model_type].shape
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        config = random_config(self.model_type, self.seed)
-        if self.auto_class == QUESTIONS:
-            config.num_labels = 2  # a start and an end
-        return config
-
-    @property
-    def lengths(self) -> torch.Tensor:
-        """Real tokens of each row; BigBird cuts up longer texts than the others."""
-        if self.is_reformer:
-            return torch.full_like(LENGTHS, 24)
-        return 3 * LENGTHS if self.model_type == "big_bird" else LENGTHS
-
-    @property
-    def is_reformer(self) -> bool:
-        """Whether the native class differentiates in training alone, and gives the second of its streams as hidden states."""
-        return OTHER_SHAPES.get(self.model_type, self.model_type) == "reformer"
-
-    @property
-    def counts_blocks(self) -> bool:
-        """Whether the native class cuts the padded batch into blocks, where ours cuts each text."""
-        return self.is_reformer or getattr(self.config, "attention_type", None) == "block_sparse"
-
-    @property
-    def sorts_texts(self) -> bool:
-        """Whether no cache of ours serves it."""
-        return self.is_reformer and "lsh" in self.config.attn_layers
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In float32, Reformer's class merges the rounds of a token that sees only itself in steps of 2 ** -7."""
-        is_coarse = self.sorts_texts and self.shape == "variform_decoder" and self.config.num_hashes > 1
-        return torch.float64 if is_coarse else torch.float32
-
-
-def all_cases() -> list[Case]:
-    cases = []
-    for name, family in FAMILIES.items():
-        for number, auto_class in enumerate(family.heads):
-            is_main = auto_class in LANGUAGE_MODELS
-            first, count = (0, SEEDS) if is_main else (number, (SEEDS + 3) // 4)
-            cases += [Case(name, auto_class, seed) for seed in range(first, first + count)]
-    return cases
-
-
-def sides(case: Case) -> list[str]:
-    """Where the padding may stand: classifiers that natively read the first slot must find the first token there."""
-    if case.counts_blocks:
-        return ["none"]
-    is_pooled = case.auto_class in POOLED and case.shape == "variform_encoder"
-    return ["right"] if is_pooled and getattr(case.config, "classifier_pooling", "cls") == "cls" else ["right", "left"]
-
-
-CASES = all_cases()
-CACHED = [
-    case
-    for case in CASES
-    if case.shape != "variform_encoder" and case.auto_class in ("AutoModel", *LANGUAGE_MODELS) and not case.sorts_texts
-]
-MAIN = [case for case in CASES if case.auto_class in LANGUAGE_MODELS]
 # Reformer's own cache loses keys, and `generate` leaves its mask out
 GENERATING = [case for case in CACHED if case in MAIN and not case.is_reformer]
-
-
-class Pair(NamedTuple):
-    """A native model, and ours with its weights."""
-
-    native: PreTrainedModel
-    ours: PreTrainedModel
-
-
-@cache
-def build(case: Case) -> Pair:
-    family = FAMILIES[case.model_type]
-    native = random_model(family.foreign_class(case.auto_class), case.config, case.seed).to(case.dtype)
-    return Pair(native, from_hf(native))
-
-
-def as_yaml(config: PreTrainedConfig) -> str:
-    """What a config says beyond the defaults."""
-    values = config.to_diff_dict()
-    values |= {name: getattr(config, name).to_diff_dict() for name in ("encoder", "decoder") if name in values}
-    return yaml.safe_dump(values)
-
-
-@pytest.fixture(autouse=True)
-def one_hash(monkeypatch):
-    """Reformer's class draws the numbers that it hashes with."""
-    hash_as_ours(monkeypatch)
-
-
-@pytest.fixture
-def pair(case: Case) -> Pair:
-    """The models of a case, of the test's own: some change with the texts they have seen (dynamic rope)."""
-    print(f"seed {case.seed}, native config:\n{as_yaml(case.config)}")
-    models = copy.deepcopy(build(case))
-    print(f"form:\n{as_yaml(models.ours.config)}")
-    return models
-
-
-def padding_mask(lengths: torch.Tensor, side: str) -> torch.Tensor:
-    """`(batch, seq)`: 1 for the real tokens of `lengths`, with the padding on the given side; all 1 for "none"."""
-    slots = torch.arange(int(lengths.max()))
-    mask = (slots < lengths[:, None]).long()
-    return {"right": mask, "left": mask.flip(1), "none": torch.ones_like(mask)}[side]
-
-
-def random_ids(mask: torch.Tensor, vocab_size: int, padding: int) -> torch.Tensor:
-    return torch.randint(FIRST_REGULAR_ID, vocab_size, mask.shape).where(mask.bool(), torch.tensor(padding))
-
-
-class Batch(NamedTuple):
-    """What the native model and ours are given, which differ in positions alone, and which tokens are real."""
-
-    native: dict[str, torch.Tensor]
-    ours: dict[str, torch.Tensor]
-    real: torch.Tensor
-
-
-def make_batch(case: Case, side: str) -> Batch:
-    """A padded batch. Padded left, the native class is told positions counted over the real tokens; where it cannot be
-    told, ours is told its slots."""
-    config, mask = case.config, padding_mask(case.lengths, side)
-    inputs = {"input_ids": random_ids(mask, config.vocab_size, config.pad_token_id), "attention_mask": mask}
-    if getattr(config, "type_vocab_size", 0):
-        inputs["token_type_ids"] = torch.randint(config.type_vocab_size, mask.shape)
-    if case.model_type in TAKE_MARKS:
-        marks = torch.rand(mask.shape) < MARKED[:, None]
-        if case.auto_class == LABELS:
-            marks[:, 0] = True  # by rule, in ours
-        inputs["global_attention_mask"] = marks.long()
-    if case.auto_class == CHOICES:
-        inputs = {name: tensor.view(2, 2, -1) for name, tensor in inputs.items()}
-    if case.shape == SEQ2SEQ:
-        targets = padding_mask(TARGET_LENGTHS, "right").bool()
-        vocab_size = getattr(config, "decoder_vocab_size", config.vocab_size)
-        if case.auto_class == "AutoModel":
-            inputs["decoder_input_ids"] = random_ids(torch.ones_like(targets), vocab_size, 0)
-        else:
-            inputs["labels"] = random_ids(targets, vocab_size, -100)
-    else:
-        inputs |= make_labels(case, inputs["input_ids"], mask.bool())
-    native, ours = dict(inputs), dict(inputs)
-    if side == "left":
-        counted = (mask.cumsum(-1) - 1).clamp(min=0)
-        if case.model_type in COUNT_SLOTS:
-            ours["position_ids"] = torch.arange(mask.shape[1])[None]
-        elif case.shape != SEQ2SEQ:
-            # RoBERTa's are the rows of its table
-            first = config.pad_token_id + 1 if case.model_type in OFFSET_BY_PADDING else 0
-            native["position_ids"] = (counted + first).view(inputs["input_ids"].shape)
-    return Batch(native, ours, mask.bool())
-
-
-def make_labels(case: Case, input_ids: torch.Tensor, real: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Labels of an encoder's or a decoder's head; -100 for padding."""
-    config, nothing, head = case.config, torch.tensor(-100), case.auto_class.removeprefix("AutoModel")
-    if head == "ForMaskedLM":
-        return {"labels": random_ids(real & (torch.rand(real.shape) < 0.5), config.vocab_size, -100)}
-    if head == "ForCausalLM":
-        # What stands before the first real token is padding, whose states are nobody's
-        return {"labels": input_ids.where(real & (real.cumsum(-1) > 1), nothing)}
-    if head == "ForTokenClassification":
-        return {"labels": torch.randint(config.num_labels, real.shape).where(real, nothing)}
-    if head == "ForMultipleChoice":
-        return {"labels": torch.randint(2, (2,))}
-    if head == "ForSequenceClassification":
-        size = (len(real), config.num_labels)
-        if config.problem_type == "regression":
-            return {"labels": torch.randn(size)}
-        if config.problem_type == "multi_label_classification":
-            return {"labels": torch.randint(2, size).float()}
-        return {"labels": torch.randint(config.num_labels, (len(real),))}
-    if head == "ForQuestionAnswering" and real.all():
-        # The native loss reads the logits of padding too, which are nobody's
-        return {name: torch.randint(real.shape[1], (len(real),)) for name in ("start_positions", "end_positions")}
-    return {}
-
-
-def assert_same(
-    ours: torch.Tensor,
-    native: torch.Tensor,
-    name: str,
-    scale: torch.Tensor | None = None,
-    tolerance: float = TOLERANCE,
-) -> None:
-    """Equal within `tolerance` of the largest entry of `scale`; default: of the native tensor."""
-    assert ours.shape == native.shape, name
-    size = (native if scale is None else scale).abs().max()
-    assert size > 0, f"{name}: nothing to compare"
-    error = ((ours - native).abs().max() / size).item()
-    assert error <= tolerance, f"{name}: {error:.1e}"
-
-
-def result_of(output: Any, auto_class: str) -> torch.Tensor:
-    """What a class computes: logits, or the last hidden states of a base model."""
-    if auto_class == QUESTIONS:
-        return torch.stack((output.start_logits, output.end_logits), dim=-1)
-    return output.last_hidden_state if auto_class == "AutoModel" else output.logits
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -313,18 +90,6 @@ def trained_side(case: Case) -> str:
     return "right" if has_pooler else sides(case)[-1]
 
 
-def yardstick(name: str, case: Case) -> str:
-    """Whose gradient to measure a gradient by: its own, but for a bias that shifts all alike that a softmax compares (keys,
-    choices, positions of an answer), whose gradient is rounding."""
-    if name.endswith(("k_proj.bias", "k_proj_global.bias")):
-        return name.replace("k_proj", "q_proj")
-    if case.auto_class in (QUESTIONS, CHOICES) and not name.startswith("model."):
-        return name.replace("bias", "weight")
-    if case.auto_class == QUESTIONS and name.endswith("norm.bias"):
-        return name.replace("bias", "weight")  # the last norm's
-    return name
-
-
 def objective(output: Any, case: Case, real: torch.Tensor) -> torch.Tensor:
     """What is differentiated: the loss, or a fixed combination of all that a base model gives out."""
     if case.auto_class != "AutoModel":
@@ -332,19 +97,6 @@ def objective(output: Any, case: Case, real: torch.Tensor) -> torch.Tensor:
     states = output.last_hidden_state if case.shape == SEQ2SEQ else output.last_hidden_state[real]
     total = states.sum(dim=-2).cos().sum()
     return total + output.pooler_output.sum() if "pooler_output" in output else total
-
-
-def gradients_by_our_names(case: Case, native: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The gradients of a native model, gone the way of its weights."""
-    tensors = native.state_dict(keep_vars=True)
-
-    def gradient(name: str) -> torch.Tensor:
-        grad = tensors[name].grad
-        return torch.zeros_like(tensors[name]) if grad is None else grad
-
-    weights = native.state_dict()
-    conversion = inwards(FAMILIES[case.model_type], native.config, case.auto_class, weights, weights.__getitem__)
-    return dict(conversion.run(gradient))
 
 
 # In training, BigBird's class draws blocks of its own; Reformer's has gradients in training alone
@@ -454,10 +206,6 @@ def test_greedy_generation(case, pair):
     assert tokens.tolist() == pair.native.generate(**inputs, **options).tolist()
 
 
-def config_values(model: PreTrainedModel) -> dict[str, Any]:
-    return {name: value for name, value in model.config.to_dict().items() if name not in BOOKKEEPING}
-
-
 def is_kept_wide(native: PreTrainedModel, name: str) -> bool:
     """Whether transformers has this tensor in float32 when it loads it, whatever the dtype: some of float16, and tables that
     their class makes so."""
@@ -519,166 +267,3 @@ def test_half_precision_stays(case, pair, dtype):
     assert {tensor.dtype for tensor in ours.state_dict().values()} == {dtype}
     assert ours.config.dtype == dtype
     assert_bit_equal(case, to_hf(ours), native)
-
-
-def cases_of(model_type: str, auto_class: str) -> list[Case]:
-    return [case for case in CASES if (case.model_type, case.auto_class) == (model_type, auto_class)]
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize(
-    "case", [case for case in MAIN if case.model_type == "big_bird" and case.counts_blocks], ids=str
-)
-@torch.no_grad()
-def test_bigbird_cuts_each_text_of_a_batch_as_if_alone(case, pair, side):
-    config = case.config
-    block, whole = config.block_size, (5 + 2 * config.num_random_blocks) * config.block_size
-    lengths = torch.tensor([whole, whole + 1, whole + 2 * block, whole + 3 * block + 1, 2 * block + 1])
-    mask = padding_mask(lengths, side)
-    ids = random_ids(mask, config.vocab_size, config.pad_token_id)
-    logits = pair.ours(ids, attention_mask=mask).logits
-    for row, real in enumerate(mask.bool()):
-        # A short text makes the native class see all texts whole from then on
-        native = copy.deepcopy(pair.native)
-        assert_same(logits[row, real], native(ids[row, real][None]).logits[0], f"row {row}")
-
-
-@pytest.mark.parametrize("case", cases_of("longformer", LABELS), ids=str)
-@torch.no_grad()
-def test_longformer_labels_by_a_first_token_that_is_global_by_rule(case, pair):
-    batch = make_batch(case, "right")
-    for inputs in (batch.native, batch.ours):
-        del inputs["global_attention_mask"]
-    assert_same(pair.ours(**batch.ours).logits, pair.native(**batch.native).logits, "logits")
-
-
-@pytest.mark.parametrize("auto_class", [QUESTIONS, CHOICES])
-@torch.no_grad()
-def test_longformer_is_told_the_tokens_that_its_class_finds_by_separators(auto_class):
-    (case,) = cases_of("longformer", auto_class)[:1]
-    native, ours = copy.deepcopy(build(case))
-    native.config.sep_token_id = separator = case.config.vocab_size - 1
-    ids = torch.randint(FIRST_REGULAR_ID, separator, (4, 13))
-    ids[:, [3, 4, 12]] = separator
-    is_question = auto_class == QUESTIONS
-    marks = _compute_global_attention_mask(ids, separator, before_sep_token=is_question).long()
-    if not is_question:
-        ids, marks = ids.view(2, 2, -1), marks.view(2, 2, -1)
-    expected = result_of(native(ids), auto_class)
-    assert_same(result_of(ours(ids, global_attention_mask=marks), auto_class), expected, "result")
-    assert not torch.allclose(result_of(ours(ids), auto_class), expected)
-
-
-# Of a window or a block that is longer than any text, ours keeps as much as a text can show
-ENDLESS = {
-    "longformer": {"attention_window": [512, 8], "num_hidden_layers": 2},
-    "big_bird": {"block_size": 81, "attention_type": "block_sparse"},
-    "led": {"attention_window": 512},
-    "reformer": {"attn_layers": ["local", "lsh"], "local_attn_chunk_length": 64, "lsh_attn_chunk_length": 99},
-}
-
-
-@pytest.mark.parametrize("model_type", ENDLESS)
-def test_windows_and_blocks_longer_than_any_text_come_back(model_type):
-    config = config_class(model_type)(**random_fields(model_type, 2) | ENDLESS[model_type])
-    native = FAMILIES[model_type].foreign_class("AutoModel")(config)
-    assert config_values(to_hf(from_hf(native))) == config_values(native)
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("case", [case for case in MAIN if case.is_reformer], ids=str)
-@torch.no_grad()
-def test_reformer_cuts_each_text_of_a_batch_as_if_alone(case, pair, side):
-    """Of whole numbers of chunks: the native class fills others up, and counts what it filled in."""
-    config = case.config
-    chunks = {"local": config.local_attn_chunk_length, "lsh": config.lsh_attn_chunk_length}
-    whole = math.lcm(*(chunks[kind] for kind in config.attn_layers))
-    lengths = torch.tensor([24, whole, 24 - 24 // whole // 2 * whole, 1])
-    mask = padding_mask(lengths, side)
-    ids = random_ids(mask, config.vocab_size, config.pad_token_id)
-    logits = pair.ours(ids, attention_mask=mask).logits
-    for row, real in enumerate(mask.bool()):
-        assert_same(logits[row, real], pair.native(ids[row, real][None]).logits[0], f"row {row}")
-
-
-@pytest.mark.parametrize("auto_class", ["AutoModelForCausalLM", "AutoModelForMaskedLM"])
-def test_long_texts_are_sorted_into_chunks(auto_class, monkeypatch):
-    """Of 512 tokens, with several hashes a token; the gradients too."""
-    calls = []
-    monkeypatch.setattr(
-        attention, "attend_in_chunks", lambda *args, **kw: calls.append(args) or in_chunks(*args, **kw)
-    )
-    name = "reformer" if auto_class == "AutoModelForCausalLM" else "reformer_encoder"
-    (case,) = cases_of(name, auto_class)[:1]
-    fields = random_fields(name, 0) | {"attn_layers": ["lsh", "local"], "axial_pos_embds": False, "num_hashes": 2}
-    fields |= {"max_position_embeddings": 512, "local_attn_chunk_length": 32, "local_num_chunks_before": 1}
-    fields |= {"lsh_attn_chunk_length": 16, "num_buckets": [4, 8]}
-    native_class = FAMILIES[name].foreign_class(auto_class)
-    native = random_model(native_class, config_class(name)(**fields), 0).double()
-    ours = from_hf(native).train()
-    native.train()
-    ids = torch.randint(FIRST_REGULAR_ID, fields["vocab_size"], (2, 512))
-    expected, output = native(ids, labels=ids), ours(ids, labels=ids, skip_logits=False)
-    assert len(calls) == 1
-    assert_same(output.logits, expected.logits, "logits")
-    output.loss.backward()
-    expected.loss.backward()
-    native_gradients = gradients_by_our_names(case, native)
-    for name, parameter in ours.named_parameters():
-        assert_same(parameter.grad, native_gradients[name], name, None, GRADIENT_TOLERANCE)
-
-
-@pytest.mark.parametrize("case", [case for case in CACHED if case in MAIN and case.is_reformer], ids=str)
-@torch.no_grad()
-def test_local_reformers_write_what_their_class_does_without_a_cache(case, pair):
-    ids = torch.randint(FIRST_REGULAR_ID, case.config.vocab_size, (2, 11))
-    options = {"do_sample": False, "max_new_tokens": 9, "min_new_tokens": 9}
-    assert pair.ours.generate(ids, **options).tolist() == greedy(pair.native, ids, 9).tolist()
-
-
-def greedy(native: PreTrainedModel, ids: torch.Tensor, count: int) -> torch.Tensor:
-    """The likeliest next tokens, of which none ends the text."""
-    for _ in range(count):
-        logits = native(ids, use_cache=False).logits[:, -1]
-        logits[:, native.config.eos_token_id] = -torch.inf
-        ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), dim=1)
-    return ids
-
-
-# Texts from which on a plan of the block kernel pays: 523 and 307 tokens, padded on the right
-LONG_LENGTHS = torch.tensor([523, 307])
-LONG = {
-    "longformer": {"max_position_embeddings": 600, "attention_window": [32, 8], "num_hidden_layers": 2},
-    "big_bird": {"max_position_embeddings": 600, "block_size": 16, "attention_type": "block_sparse"},
-    "led": {"max_encoder_position_embeddings": 600, "attention_window": [32, 8], "encoder_layers": 2},
-}
-
-
-@pytest.mark.parametrize("model_type", LONG)
-def test_long_texts_go_through_the_block_kernel(model_type, monkeypatch):
-    plans = []
-    monkeypatch.setattr(
-        attention, "attend_in_blocks", lambda *args, **kw: plans.append(args) or in_blocks(*args, **kw)
-    )
-    case = next(case for case in MAIN if case.model_type == model_type)
-    fields = random_fields(model_type, 0) | LONG[model_type]
-    native_class = FAMILIES[model_type].foreign_class(case.auto_class)
-    native = random_model(native_class, CONFIG_MAPPING[model_type](**fields), 0)
-    ours = from_hf(native)
-    mask = padding_mask(LONG_LENGTHS, "none" if case.counts_blocks else "right")
-    ids = random_ids(mask, fields["vocab_size"], fields["pad_token_id"])
-    inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids.where(mask.bool(), torch.tensor(-100))}
-    if model_type in TAKE_MARKS:
-        inputs["global_attention_mask"] = (torch.rand(mask.shape) < 0.01).long()
-    if case.shape == SEQ2SEQ:
-        inputs["labels"] = ids[:, :9].contiguous()
-    expected, output = native(**inputs), ours(**inputs)
-    assert len(plans) == ours.get_encoder().config.num_hidden_layers
-    real = slice(None) if case.shape == SEQ2SEQ else mask.bool()
-    assert_same(output.logits[real], expected.logits[real], "logits")
-    output.loss.backward()
-    expected.loss.backward()
-    native_gradients = gradients_by_our_names(case, native)
-    for name, parameter in ours.named_parameters():
-        scale = native_gradients[yardstick(name, case)]
-        assert_same(parameter.grad, native_gradients[name], name, scale, GRADIENT_TOLERANCE)

@@ -6,7 +6,6 @@ import logging
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import strategies
@@ -14,18 +13,30 @@ import torch
 import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sparsified import (
+    FITS,
+    HEADS,
+    LONGER,
+    PATTERNS,
+    SCHEMES,
+    TRAINED,
+    WINDOW,
+    bert,
+    check_claim,
+    feed,
+    gap,
+    on_every_form,
+    original,
+    stated,
+)
 from strategies import forms
 from tiny import CONFIGS, STACK, build, inputs, pad, tiny
-from torch import nn
 from torch.testing import assert_close
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -33,70 +44,7 @@ from transformers import (
 
 import variform
 from variform import AUTO_MAP
-from variform.surgery import Statement, sparsify
-
-TRAINED = STACK["max_position_embeddings"]
-LONGER = 4 * TRAINED - 1  # no multiple of the original's length
-WINDOW = 5
-PATTERNS = [f"sliding_window:{WINDOW}"]
-HEADS = {"encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM}
-# What fits: both ways there are as many tokens on either side of a query as the window has
-FITS = {"encoder": WINDOW + 1, "decoder": WINDOW}
-SCHEMES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "learned": {"position_offset": 2},
-    "sinusoidal": {"position_offset": 2},
-    "axial": {},
-    "rope": {"num_key_value_heads": 1},
-    "relative_bias": {"relative_attention_num_buckets": 8},
-    "alibi": {},
-    "transformer_xl": {},
-}
-on_every_form = pytest.mark.parametrize(
-    ("shape", "scheme"), [(shape, scheme) for shape in HEADS for scheme in SCHEMES], ids=lambda value: value
-)
-
-
-def original(
-    shape: str, scheme: str = "rope", auto_class: Any = None, attn_implementation: str = "sdpa", **fields: Any
-):
-    """A model with a head, of full attention."""
-    fields = {"position_embedding_type": scheme, **SCHEMES[scheme], **fields}
-    if shape == "encoder_decoder":
-        fields = {"encoder": fields, "decoder": fields, "eos_token_id": None}
-    config = tiny(shape, **{"eos_token_id": None, **fields})
-    return build(config, auto_class or HEADS[shape], attn_implementation=attn_implementation)
-
-
-def stated(model, *args: Any, **kwargs: Any) -> tuple[Any, Statement]:
-    return sparsify(model, *args, return_statement=True, **kwargs)
-
-
-def feed(config, length: int, side: str | None = None, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Inputs of `length` tokens; of an encoder-decoder for one stack, and 2 tokens, which fit any window, for the other."""
-    if not config.is_encoder_decoder:
-        return {"input_ids": inputs(length=length, seed=seed)}
-    source, target = (length, 2) if side == "encoder" else (2, length)
-    return {"input_ids": inputs(length=source, seed=seed), "decoder_input_ids": inputs(length=target, seed=seed + 1)}
-
-
-@torch.no_grad()
-def gap(model, result, length: int, side: str | None = None) -> float:
-    """The largest difference of their first outputs on an input of `length` tokens."""
-    batch = feed(model.config, length, side)
-    return (model(**batch)[0] - result(**batch)[0]).abs().max().item()
-
-
-def check_claim(model, result, statement: Statement) -> None:
-    """Equal up to the length that is claimed, and different on one token more, for each stack."""
-    for side, longest in statement.equal_up_to.items():
-        if longest == math.inf:
-            assert gap(model, result, TRAINED, side) < 1e-5
-            continue
-        assert 1 <= longest < TRAINED
-        assert gap(model, result, int(longest), side) < 1e-5
-        assert gap(model, result, int(longest) + 1, side) > 1e-4
-
+from variform.surgery import sparsify
 
 # What is preserved
 
@@ -393,103 +341,6 @@ def test_projections_for_global_tokens_start_as_the_plain_ones():
         sparsify(result, ["full"])
 
 
-# Rope
-
-
-SCALED = {
-    "linear": {"rope_type": "linear", "factor": 4.0},
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED},
-    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
-}
-
-
-@pytest.mark.parametrize("rope_scaling", SCALED)
-def test_rope_is_stretched_by_the_ratio_of_the_lengths(rope_scaling):
-    model = original("decoder", rope_parameters={"rope_theta": 500.0})
-    config = sparsify(model, ["full"], 4 * TRAINED, rope_scaling=rope_scaling).config
-    assert config.rope_parameters == {"rope_theta": 500.0, **SCALED[rope_scaling]}
-    # Dynamic scaling begins at the length of the config
-    assert config.max_position_embeddings == (TRAINED if rope_scaling == "dynamic" else 4 * TRAINED)
-
-
-@pytest.mark.parametrize("rope_scaling", ["linear", "yarn"])
-def test_stretching_changes_every_input_and_says_so(rope_scaling):
-    model = original("decoder")
-    result, statement = stated(model, ["full"], LONGER, rope_scaling=rope_scaling)
-    assert statement.equal_up_to == {"decoder": 0}
-    assert gap(model, result, 2) > 1e-4
-    assert "the decoder reads no more than one token" in str(statement)
-    assert f"become rotary, {rope_scaling}" in str(statement) and "on every input" in str(statement)
-
-
-def test_dynamic_scaling_changes_nothing_below_the_trained_length():
-    model = original("decoder")
-    result, statement = stated(model, ["full"], LONGER, rope_scaling="dynamic")
-    assert statement.equal_up_to == {"decoder": TRAINED - 1}
-    assert gap(model, result, TRAINED) == 0  # as long as nothing longer was read
-    result(inputs(length=LONGER))
-    assert gap(model, result, TRAINED) > 1e-4
-    assert gap(model, result, TRAINED - 1) == 0
-    assert f"`max_position_embeddings` stays {TRAINED}" in str(statement)
-    assert "generation past it is not the full forward" in str(statement)
-
-
-@torch.no_grad()
-def test_cached_keys_of_dynamic_rope_stay_as_they_were_turned():
-    """What the statement warns of: transformers turns new keys alone by the angles of the longer text."""
-    result = sparsify(original("decoder"), ["full"], LONGER, rope_scaling="dynamic")
-    ids = inputs(length=LONGER)
-    first = result(ids[:, :TRAINED], use_cache=True)
-    rest = result(ids[:, TRAINED:], past_key_values=first.past_key_values).logits
-    assert (rest - result(ids).logits[:, TRAINED:]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize(("attention_factor", "longest"), [(1.0, 11), (1.5, 0)])
-def test_longrope_with_short_factors_of_one_changes_nothing_up_to_its_length(attention_factor, longest):
-    """Unless it scales the scores as well."""
-    model = original("decoder")
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 11, "factor": 4.0}
-    rope |= {"short_factor": [1.0, 1.0], "long_factor": [2.0, 4.0], "attention_factor": attention_factor}
-    result, statement = stated(model, ["full"], LONGER, rope_parameters=rope)
-    assert statement.equal_up_to == {"decoder": longest}
-    assert gap(model, result, max(longest, 1)) < 1e-5
-    assert gap(model, result, max(longest, 1) + 1) > 1e-4
-
-
-@pytest.mark.parametrize("rope_type", [name for name in strategies.ROPES if name != "default"])
-@torch.no_grad()
-def test_the_original_s_rope_is_kept_whatever_its_type(rope_type):
-    rope = strategies.rope_parameters(rope_type, 8)
-    if rope_type == "longrope":
-        rope.pop("factor")  # then it follows from the form's length, which grows
-    model = original("decoder", head_dim=8, rope_parameters=rope)
-    result, statement = stated(model, ["full"], LONGER)
-    assert statement.equal_up_to == {"decoder": math.inf}
-    assert all(gap(model, result, length) == 0 for length in (9, TRAINED, TRAINED + 3, LONGER))
-
-
-def test_layers_keep_their_own_rope_when_they_change_their_type():
-    """In the original it is given by layer type; the layers of both types become sliding ones, or all full."""
-    local, whole = (
-        {"rope_type": "default", "rope_theta": 50.0},
-        {"rope_type": "linear", "factor": 2.0, "rope_theta": 9e3},
-    )
-    ropes = {"sliding_attention": local, "full_attention": whole}
-    model = original("decoder", rope_parameters=ropes, attention_patterns=["full"])
-    result, statement = stated(model, PATTERNS)
-    assert result.config.rope_parameters == whole
-    check_claim(model, result, statement)
-    mixed = original("decoder", rope_parameters=ropes, attention_patterns=["sliding_window:7", "full"])
-    result, statement = stated(mixed, ["full", "sliding_window:7"])
-    assert result.config.rope_parameters == {"full_attention": local, "sliding_attention": whole}
-    check_claim(mixed, result, statement)
-    with pytest.raises(
-        ValueError, match="puts layers of different `rope_parameters` into one type, 'sliding_attention'"
-    ):
-        sparsify(mixed, PATTERNS)
-    assert sparsify(mixed, PATTERNS, rope_parameters=local).config.rope_parameters == local
-
-
 # The statement
 
 
@@ -576,118 +427,6 @@ def test_a_published_sentence_model_says_the_same_of_a_sentence_four_times_as_lo
         long = tokenizer("The new movie is awesome. " * 400, return_tensors="pt", truncation=True, max_length=2048)
         assert long["input_ids"].shape == (1, 2048)
         assert result(**long)[0].isfinite().all()
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(
-    ("shape", "kwargs", "message"),
-    [
-        ("decoder", {"patterns": []}, "`attention_patterns=\\[\\]` is empty"),
-        ("decoder", {"patterns": None}, "`attention_patterns=None` has a wrong type"),
-        ("decoder", {"patterns": ["sliding_windw"]}, "Did you mean 'sliding_window'"),
-        ("decoder", {"patterns": ["sliding_window:99"]}, "wider than `max_position_embeddings=24`"),
-        ("decoder", {"max_position_embeddings": 23}, "`max_position_embeddings=23` is below the original's 24"),
-        ("decoder", {"max_position_embeddings": "96"}, "`max_position_embeddings='96'` has a wrong type"),
-        ("encoder", {"patterns": {"decoder": PATTERNS}}, "`attention_patterns='decoder'` is not one of"),
-        ("encoder_decoder", {"patterns": {"encodr": PATTERNS}}, "Did you mean 'encoder'"),
-        (
-            "encoder_decoder",
-            {"max_position_embeddings": {"decoder": 7}},
-            "`decoder.max_position_embeddings=7` is below the original's 24",
-        ),
-        ("decoder", {"rope_scaling": "yarn"}, "stretches rope to a larger `max_position_embeddings`: give one"),
-        (
-            "decoder",
-            {"rope_scaling": "longrope", "max_position_embeddings": 96},
-            "`rope_scaling='longrope'` is not one",
-        ),
-        ("decoder", {"rope_parameters": "linear"}, "`rope_parameters='linear'` is not a dict"),
-        (
-            "decoder",
-            {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
-            "leaves `rope_theta` out; the original has 10000.0",
-        ),
-        (
-            "decoder",
-            {"rope_parameters": SCALED["linear"], "rope_scaling": "linear", "max_position_embeddings": 96},
-            "both given",
-        ),
-    ],
-)
-def test_what_cannot_be_is_refused(shape, kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        sparsify(original(shape), **{"patterns": PATTERNS, **kwargs})
-
-
-def test_rope_arguments_need_rope():
-    for kwargs in ({"rope_scaling": "linear"}, {"rope_parameters": SCALED["linear"]}):
-        with pytest.raises(ValueError, match="is given, but `position_embedding_type='alibi'`: leave it out"):
-            sparsify(original("decoder", "alibi"), PATTERNS, LONGER, **kwargs)
-
-
-def test_a_stretched_rope_is_not_stretched_again():
-    model = sparsify(original("decoder"), PATTERNS, LONGER, rope_scaling="yarn")
-    with pytest.raises(ValueError, match="stretches rope of type 'default', and the original's is 'yarn'"):
-        sparsify(model, PATTERNS, 2 * LONGER, rope_scaling="linear")
-
-
-def test_layers_that_share_weights_share_a_pattern():
-    model = original("encoder", num_hidden_groups=1)
-    with pytest.raises(ValueError, match="`num_hidden_groups=1` makes layers share weights"):
-        sparsify(model, ["full", f"sliding_window:{WINDOW}"])
-    check_claim(model, *stated(model, PATTERNS))
-
-
-def bert() -> BertForMaskedLM:
-    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 14}
-    return BertForMaskedLM(BertConfig(vocab_size=19, max_position_embeddings=TRAINED, **sizes))
-
-
-@pytest.mark.parametrize("make", [lambda: "bert-base", lambda: nn.Linear(2, 3), bert])
-def test_another_family_s_model_is_refused(make):
-    model = make()
-    with pytest.raises(ValueError, match=r"is not a Variform model.*`variform.from_hf` first"):
-        sparsify(model, PATTERNS)
-
-
-def test_an_adapted_model_is_refused_until_it_is_merged():
-    peft = pytest.importorskip("peft")
-    adapted = peft.get_peft_model(original("decoder"), peft.LoraConfig(r=2, init_lora_weights=False)).eval()
-    for model in (adapted, adapted.base_model.model):
-        with pytest.raises(ValueError, match="holds adapters: call `merge_and_unload"):
-            sparsify(model, PATTERNS)
-    merged = adapted.merge_and_unload()
-    check_claim(merged, *stated(merged, PATTERNS))
-
-
-def test_a_quantised_model_is_refused():
-    model = original("decoder")
-    model.hf_quantizer = object()
-    with pytest.raises(ValueError, match="quantised"):
-        sparsify(model, PATTERNS)
-
-
-def test_a_model_without_data_is_refused():
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(tiny("decoder"))
-    with pytest.raises(ValueError, match="weights are on meta"):
-        sparsify(model, PATTERNS)
-
-
-def test_a_tie_that_does_not_hold_is_refused():
-    model = original("decoder")
-    model.lm_head.weight = nn.Parameter(torch.ones_like(model.lm_head.weight))
-    with pytest.raises(ValueError, match=r"ties 'lm_head.weight' to 'model.embed_tokens.weight', whose values differ"):
-        sparsify(model, PATTERNS)
-    model.config.tie_word_embeddings = False
-    check_claim(model, *stated(model, PATTERNS))
-
-
-def test_a_part_of_a_model_is_refused():
-    with pytest.raises(ValueError, match=r"no place for .*cross_attn.*hand in a whole model"):
-        sparsify(original("encoder_decoder").model.decoder, PATTERNS)
 
 
 def test_it_is_public():
