@@ -260,7 +260,7 @@ def check_groups(config: Any) -> None:
     size = config.num_hidden_layers // groups
     entries = [config.attention_patterns[i % len(config.attention_patterns)] for i in range(config.num_hidden_layers)]
     refuse(
-        any(entries[i] != entries[i // size * size] for i in range(config.num_hidden_layers)),
+        differ_within_groups(config, entries),
         f"`num_hidden_groups={groups}` makes layers share weights that `attention_patterns` gives different patterns; "
         "give one pattern to each group.",
     )
@@ -269,6 +269,12 @@ def check_groups(config: Any) -> None:
         f"`skip_first_norm=True` would leave the norm out of {size} layers that share weights "
         f"(`num_hidden_groups={groups}`); drop one of them.",
     )
+
+
+def differ_within_groups(config: Any, of_layers: list[Any]) -> bool:
+    """Whether layers that share weights have different ones of the values, of which each layer has one."""
+    size = config.num_hidden_layers // (config.num_hidden_groups or config.num_hidden_layers)
+    return any(value != of_layers[i // size * size] for i, value in enumerate(of_layers))
 
 
 def check_experts(config: Any) -> None:
@@ -311,13 +317,10 @@ def check_experts(config: Any) -> None:
     refuse(not 0 <= jitter < 1, f"`router_jitter_noise={jitter}` must lie in [0, 1).")
     check_router(config)
     check_capacity(config)
-    groups = config.num_hidden_groups or config.num_hidden_layers
-    size = max(1, config.num_hidden_layers // groups)
-    types = [config.is_sparse_layer(i) for i in range(config.num_hidden_layers)]
     refuse(
-        any(types[i] != types[i // size * size] for i in range(config.num_hidden_layers)),
-        f"`num_hidden_groups={groups}` makes layers share weights that `mlp_layer_types` makes dense here, sparse there; "
-        "give one type to each group.",
+        differ_within_groups(config, [config.is_sparse_layer(i) for i in range(config.num_hidden_layers)]),
+        f"`num_hidden_groups={config.num_hidden_groups}` makes layers share weights that `mlp_layer_types` makes dense here, "
+        "sparse there; give one type to each group.",
     )
 
 
