@@ -138,7 +138,8 @@ def test_every_full_form_can_be_sparsified(form, window, is_alternating):
         assert gap(model, result, length, side) < 1e-4
         if longest < math.inf:
             assert gap(model, result, length + 1, side) > 0
-        assert gap(result, reloaded(result), 3 * length, side) == 0
+        # The last bit may depend on where a tensor lies in memory
+        assert gap(result, reloaded(result), 3 * length, side) < 1e-6
 
 
 def reloaded(model):
