@@ -65,9 +65,9 @@ def core_runs(experts: int, per_token: int, inner: int, device: str) -> dict[str
         inputs = (hidden,) if isinstance(network, FeedForward) else (hidden, chosen, weights)
 
         def run() -> None:
-            network.zero_grad()
-            hidden.grad = weights.grad = None
             network(*inputs).backward(upstream)
+            network.zero_grad()  # afterwards, so that the peak counts the gradients of this run and of no other
+            hidden.grad = weights.grad = None
 
         return run
 
@@ -168,9 +168,9 @@ def training_step(model: torch.nn.Module) -> Callable[[], None]:
     extra = {"output_router_logits": True} if type(model).__module__.startswith("transformers.") else {}
 
     def step() -> None:
-        optimizer.zero_grad()
         model(input_ids=ids, labels=ids, **extra).loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
 
     return step
 
