@@ -69,11 +69,12 @@ def main(argv: list[str]) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     for axes, (field, label, unit) in zip(
         figure.subplots(1, 2, sharey=True),
-        [("tokens", "tokens, millions", 1e6), ("flops", "FLOPs of training, 10^15", 1e15)],
+        [("tokens", "tokens, millions", 1e6), ("flops", "FLOPs of training, 10^12", 1e12)],
     ):
         for name, curve in curves.items():
             spent = [getattr(point, field) / unit for point in curve]
-            axes.plot(spent, [point.bits_per_byte for point in curve], marker="o", markersize=3, label=name)
+            style = {"marker": "s", "color": "black", "zorder": 3} if name == runs[0].name else {"marker": "o"}
+            axes.plot(spent, [point.bits_per_byte for point in curve], markersize=4, label=name, **style)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("held-out bits per byte")
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> None:
     for name, curve in curves.items():
         for point in curve:
             print(
-                f"{name:>10} {point.tokens:>10,} tokens {point.flops / 1e15:6.3f}e15 FLOPs {point.bits_per_byte:.3f}"
+                f"{name:>10} {point.tokens:>10,} tokens {point.flops / 1e12:5.1f}e12 FLOPs {point.bits_per_byte:.3f}"
             )
 
 
