@@ -127,7 +127,7 @@ def test_trained_adapter_is_saved_loaded_and_merged(shape, layout, tmp_path):
     experts = [name for name in before if "mlp.experts" in name]
     assert experts and all((merged.state_dict()[name] - before[name]).abs().max() > 0 for name in experts)
     assert all(torch.equal(merged.state_dict()[name], before[name]) for name in before if ".gate." in name)
-    assert_close(logits(merged), adapted, rtol=1e-4, atol=1e-5)
+    assert_close(logits(merged), adapted, rtol=1e-4, atol=1e-4)
 
 
 def test_own_kernel_computes_with_adapted_weights(monkeypatch):

@@ -146,4 +146,4 @@ def test_a_parallel_residual_feeds_both_branches_the_same_states():
         layer.self_attn(layer.attention_residual.enter(states))[0],
         layer.mlp(layer.mlp_residual.enter(states)),
     ]
-    assert_close(layer(states), states + branches[0] + branches[1], rtol=1e-4, atol=1e-5)
+    assert_close(layer(states)[0], states + branches[0] + branches[1], rtol=1e-4, atol=1e-5)
