@@ -7,6 +7,7 @@ Decoding is one token at a time behind a prompt. Exits with 1 if a target is mis
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -20,6 +21,8 @@ import variform
 
 VOCAB, WIDTH, LAYERS, HEADS, WINDOW = 4096, 256, 2, 4, 256
 SPEED_TARGETS = {"LongformerForMaskedLM": 2.2, "BigBirdForMaskedLM": 2.0}
+# The part of the tokens that a masked language model is trained to restore (BERT, arXiv:1810.04805)
+MASKED = 0.15
 # Between the shortest and the longest prompt, a token may grow dearer by as much (the machine's own scatter)
 FLATNESS = 1.15
 PROMPTS, DECODED = (1024, 4096, 16384, 32768), 24
@@ -57,50 +60,53 @@ def form(pattern: str, length: int) -> torch.nn.Module:
     )
 
 
-def training_step(model: torch.nn.Module, length: int):
-    """One step on random tokens, as a function without arguments."""
+def training_step(model: torch.nn.Module, length: int, labelled: float):
+    """One step on random tokens, of which a part carries labels, as a function without arguments."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(3, VOCAB, (1, length))
+    labels = ids.where(torch.rand(1, length) < labelled, -100)
 
     def step():
         optimizer.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
+        model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
 
     return step
 
 
 def steps(length: int, rounds: int) -> tuple[list[dict[str, str]], bool]:
-    """One row a peer: our form of its pattern beside it."""
+    """A row or two a peer: our form of its pattern beside it. The target is for labels as masked models have them."""
     rows, is_met = [], True
-    for name, pattern in (
-        ("LongformerForMaskedLM", f"local_global:{WINDOW},global_projections=true"),
-        ("BigBirdForMaskedLM", "big_bird:64"),
-    ):
+    patterns = {
+        "LongformerForMaskedLM": f"local_global:{WINDOW},global_projections=true",
+        "BigBirdForMaskedLM": "big_bird:64",
+    }
+    for (name, pattern), labelled in itertools.product(patterns.items(), (MASKED, 1.0)):
         runs = {}
         for side, build in (
             ("transformers", lambda name=name: native(name, length)),
             ("variform", lambda p=pattern: form(p, length)),
         ):
             torch.manual_seed(0)
-            runs[side] = training_step(build(), length)
+            runs[side] = training_step(build(), length, labelled)
         timings: Timings = compare(runs, rounds)
         memory = {side: allocated_peak(run) for side, run in runs.items()}
         speed = timings.speed("variform")
         met = speed >= SPEED_TARGETS[name] and memory["variform"] < memory["transformers"]
-        is_met &= met
+        is_met &= met or labelled != MASKED
         rows.append(
             {
                 "peer": name,
                 "our pattern": f"`{pattern}`",
                 "tokens": f"{length:,}",
+                "labels": f"{labelled:.0%}",
                 "speed (peer = 1)": f"{speed:.2f}",
-                "target": f"{SPEED_TARGETS[name]:.1f}",
+                "target": f"{SPEED_TARGETS[name]:.1f}" if labelled == MASKED else "",
                 "spread": f"{timings.spread('variform'):.2f}",
                 "ms": f"{1000 * timings.seconds('variform'):.0f} / {1000 * timings.seconds('transformers'):.0f}",
                 "peak MiB": f"{memory['variform']:.0f} / {memory['transformers']:.0f}",
-                "met": "yes" if met else "no",
+                "met": ("yes" if met else "no") if labelled == MASKED else "",
             }
         )
         print(rows[-1], file=sys.stderr, flush=True)
@@ -122,12 +128,14 @@ def decode(prompts: tuple[int, ...]) -> tuple[list[dict[str, str]], bool]:
                 model(torch.randint(3, VOCAB, (1, length)), use_cache=True, logits_to_keep=1),
             )
     seconds = {key: [] for key in states}
-    for _ in range(DECODED):  # in turns, so that a slow moment meets all
-        for key, (model, output) in states.items():
-            start = time.process_time()
-            token = output.logits[:, -1:].argmax(-1)
-            states[key] = model, model(token, past_key_values=output.past_key_values, use_cache=True)
-            seconds[key].append(time.process_time() - start)
+    for pattern in (window, "full"):  # apart: a full cache of 128 MiB leaves the one after it a cold start
+        for _ in range(DECODED):  # in turns, so that a slow moment meets all
+            for key in [key for key in states if key[0] == pattern]:
+                model, output = states[key]
+                start = time.process_time()
+                token = output.logits[:, -1:].argmax(-1)
+                states[key] = model, model(token, past_key_values=output.past_key_values, use_cache=True)
+                seconds[key].append(time.process_time() - start)
     medians = {key: statistics.median(times) for key, times in seconds.items()}
     held = {
         key: sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers) / 2**20
