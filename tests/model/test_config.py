@@ -63,7 +63,7 @@ ILLEGAL = [
     ("moe_intermediate_size", "at least 1", {"num_experts": 4, "moe_intermediate_size": 0}),
     ("num_shared_experts", "0 (none) or more", {"num_experts": 4, "num_shared_experts": -1}),
     ("shared_expert_gate", "set `num_shared_experts`", {"num_experts": 4, "shared_expert_gate": True}),
-    ("router_type", "expected one of", {"num_experts": 4, "router_type": "hash"}),
+    ("router_type", "Did you mean 'softmax_topk'?", {"num_experts": 4, "router_type": "softmax_topq"}),
     ("router_type", "set it to 1", {"num_experts": 4, "router_type": "switch", "num_experts_per_tok": 2}),
     ("norm_topk_prob", "drop it", {"num_experts": 4, "router_type": "switch", "norm_topk_prob": True}),
     ("norm_topk_prob", "False", {"num_experts": 4, "num_experts_per_tok": 1, "norm_topk_prob": True}),
@@ -80,7 +80,10 @@ ILLEGAL = [
         (name, "0 (off) or more", {"num_experts": 4, name: -0.1})
         for name in ("router_aux_loss_coef", "router_z_loss_coef", "router_bias_update_rate")
     ],
-    ("experts_layout", "expected one of", {"num_experts": 4, "experts_layout": "stacked"}),
+    ("experts_layout", "is not one of ['fused', 'modulelist']", {"num_experts": 4, "experts_layout": "stacked"}),
+    ("norm_placement", "Did you mean 'sandwich'?", {"norm_placement": "sandwhich"}),
+    ("embedding_scale", "has a wrong type", {"embedding_scale": "root"}),
+    ("qk_norm", "is not one of ['full', 'head']", {"qk_norm": "both"}),
     ("norm_eps", "above 0", {"norm_eps": 0}),
     ("initializer_range", "0 or more", {"initializer_range": -0.1}),
     *[

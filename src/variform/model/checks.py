@@ -3,7 +3,8 @@
 import difflib
 import math
 from dataclasses import fields
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
@@ -69,10 +70,21 @@ def checked(config_class: Any) -> Any:
         try:
             assign(self, name, value)
         except StrictDataclassFieldValidationError as error:
+            if isinstance(value, str):
+                one_of(name, value, choices.get(name) or [value])
             raise ValueError(f"`{name}={value!r}` has a wrong type: {error.__cause__}.") from error
 
+    choices = {field.name: words_of(field.type) for field in fields(config_class)}
     config_class.__setattr__ = assign_checked
     return config_class
+
+
+def words_of(annotation: Any) -> list[str]:
+    """The words that a field takes where it takes nothing else: `Literal["a", "b"] | None` -> `["a", "b"]`."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    parts = [part for part in (get_args(annotation) if is_union else [annotation]) if part is not type(None)]
+    is_closed = all(get_origin(part) is Literal for part in parts)
+    return [word for part in parts for word in get_args(part)] if is_closed else []
 
 
 def check_keys(config: Any, keys: dict[str, Any], version: str) -> None:
