@@ -1,11 +1,13 @@
 """What the scripts in finetune/ have in common: how a run starts, goes on, ends, and is described."""
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import distributed
 from transformers import Trainer, TrainerState
 
 from .interruption import SaveOnInterrupt, last_checkpoint
@@ -21,6 +23,15 @@ def run_script(main: Callable[[list[str]], int]) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        leave_group()
+
+
+def leave_group() -> None:
+    """Ends what joins this process to others: threads that still wait for them would end it with an abort."""
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # first what uses the group, such as the wrapper of a model that is trained in parallel
+        distributed.destroy_process_group()
 
 
 def device_flags() -> list[str]:
