@@ -14,32 +14,20 @@ from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .conversion.convert import auto_class_of_ours, family_of, find_folder, from_hf, refuse_wrapped, saved_architecture
+from .fields import ROUTER_COEFFICIENTS, TRAINING_FIELDS
 from .model.checks import refuse
 from .model.configuration_variform import AUTO_MAP
 from .report.costs import stacks_of
 from .report.form import as_text
 from .surgery import change_experts_layout, sparsify, upcycle
 from .surgery.rebuilding import Statement, by_stack, change_config, rebuild, refuse_unfit, take_generation_config
-from .surgery.upcycle import CHOICES, COEFFICIENTS
+from .surgery.upcycle import CHOICES
 
 OF_SPARSIFY = ("attention_patterns", "max_position_embeddings", "rope_parameters", "rope_scaling")
 OF_UPCYCLE = ("num_experts", "num_experts_per_tok", "granularity", "layers", "noise", "seed", "is_exact", *CHOICES)
-# What only training reads: these fields are set, and a model in evaluation computes what it did
-OF_TRAINING = (
-    "hidden_dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "classifier_dropout",
-    "layerdrop",
-    "label_smoothing",
-    "z_loss_coef",
-    *COEFFICIENTS,
-    "router_jitter_noise",
-    "router_bias_update_rate",
-)
-OF_EXPERTS = ("router_jitter_noise", "router_bias_update_rate", *COEFFICIENTS)
-OF_PAIR = ("label_smoothing", "z_loss_coef", *COEFFICIENTS)
-ALL = tuple(dict.fromkeys((*OF_SPARSIFY, *OF_UPCYCLE, *OF_TRAINING)))
+OF_EXPERTS = ("router_jitter_noise", "router_bias_update_rate", *ROUTER_COEFFICIENTS)
+OF_PAIR = ("label_smoothing", "z_loss_coef", *ROUTER_COEFFICIENTS)
+ALL = tuple(dict.fromkeys((*OF_SPARSIFY, *OF_UPCYCLE, *TRAINING_FIELDS)))
 NEAREST = {
     "sliding_window": '`attention_patterns=["sliding_window:512"]`',
     "layer_types": "`attention_patterns`",
@@ -214,7 +202,7 @@ def plan(form: PreTrainedConfig, changes: Mapping[str, Any]) -> list[tuple[str, 
             patterns = {side: stack.attention_patterns for side, stack in stacks_of(form).items()}
         operations.append(("sparsify", partial(sparsify, patterns=patterns, **of_sparsify, return_statement=True)))
     if "num_experts" in given:
-        names = (*OF_UPCYCLE, *COEFFICIENTS)
+        names = (*OF_UPCYCLE, *ROUTER_COEFFICIENTS)
         of_upcycle = {name: given.pop(name) for name in names if name in given}
         operations.append(("upcycle", partial(upcycle, **of_upcycle, return_statement=True)))
     refuse_useless(form, given)
@@ -254,7 +242,7 @@ def refuse_useless(form: PreTrainedConfig, given: Mapping[str, Any]) -> None:
     """Raises `ValueError` for what is left over of `upcycle` without experts, and for experts' fields of a dense model."""
     has_experts = any(stack.num_experts for stack in stacks_of(form).values())
     for name, value in given.items():
-        if name in OF_TRAINING:
+        if name in TRAINING_FIELDS:
             refuse(
                 name in OF_EXPERTS and not has_experts,
                 f"`{name}={value!r}` is of experts, and the model has none: give `num_experts` as well.",

@@ -1,5 +1,6 @@
 """What `sparsify` refuses, with the reason."""
 
+import peft
 import pytest
 import torch
 from sparsified import LONGER, PATTERNS, SCALED, WINDOW, bert, check_claim, original, stated
@@ -77,7 +78,6 @@ def test_another_family_s_model_is_refused(make):
 
 
 def test_an_adapted_model_is_refused_until_it_is_merged():
-    peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(original("decoder"), peft.LoraConfig(r=2, init_lora_weights=False)).eval()
     for model in (adapted, adapted.base_model.model):
         with pytest.raises(ValueError, match="holds adapters: call `merge_and_unload"):

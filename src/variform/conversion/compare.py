@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..fields import EXPERT_CHOICES
+
 
 def comparable(form: PreTrainedConfig) -> dict[str, Any]:
     """All fields that say what a form computes, with their defaults resolved; stacks after `encoder.` and `decoder.`."""
@@ -54,16 +56,7 @@ OF_EXPERTS = (
     "moe_intermediate_size",
     "num_shared_experts",
     "shared_expert_gate",
-    "router_type",
-    "norm_topk_prob",
-    "routed_scaling_factor",
-    "n_group",
-    "topk_group",
-    "router_bias_update_rate",
-    "router_jitter_noise",
-    "expert_capacity_factor",
-    "expert_capacity",
-    "expert_capacity_in_eval",
+    *EXPERT_CHOICES,
 )
 # When a field that is not always read is read
 NEEDS: dict[str, Callable[[Any], bool]] = {

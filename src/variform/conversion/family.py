@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..fields import TRAINING_FIELDS
 from ..model import configuration_variform, modeling_variform
 from ..model.configuration_variform import AUTO_MAP
 from .compare import NOT_FORM, comparable, is_same
@@ -38,23 +39,7 @@ BOOKKEEPING = frozenset(
     ]
 )
 # Ours that change how a model is trained, and nothing that it computes afterwards
-TRAINING_FIELDS = frozenset(
-    [
-        "hidden_dropout",
-        "attention_dropout",
-        "activation_dropout",
-        "classifier_dropout",
-        "layerdrop",
-        "label_smoothing",
-        "z_loss_coef",
-        "router_aux_loss_coef",
-        "router_z_loss_coef",
-        "router_jitter_noise",
-        "router_bias_update_rate",
-        "initializer_range",
-        "use_cache",
-    ]
-)
+NOT_COMPUTED = frozenset([*TRAINING_FIELDS, "initializer_range", "use_cache"])
 # Ours that may be given as whole numbers
 REAL_FIELDS = frozenset(
     f.name for f in fields(configuration_variform.VariformStackConfig) if float in get_args(f.type)
@@ -298,7 +283,7 @@ class Family:
         values = comparable(form)
         for name, value in differences.items():
             wanted = values[name]
-            if name.rpartition(".")[2] in TRAINING_FIELDS:
+            if name.rpartition(".")[2] in NOT_COMPUTED:
                 logger.warning(
                     f"{self.model_type} has no `{name}={wanted!r}`: it computes the same, and trains without."
                 )

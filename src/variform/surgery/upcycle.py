@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..fields import EXPERT_CHOICES, ROUTER_COEFFICIENTS
 from ..model.checks import one_of, refuse
 from ..report.costs import stacks_of
 from .experts import Network, below, fuse, fused_names, sparse_blocks
@@ -23,21 +24,14 @@ from .rebuilding import (
 )
 
 # What a caller may say of the experts besides their number; the rest follows
-CHOICES = (
-    "router_type",
-    "norm_topk_prob",
-    "routed_scaling_factor",
-    "n_group",
-    "topk_group",
-    "router_bias_update_rate",
-    "router_jitter_noise",
-    "expert_capacity_factor",
-    "expert_capacity",
-    "expert_capacity_in_eval",
-    "experts_layout",
+CHOICES = (*EXPERT_CHOICES, "experts_layout")
+FOLLOWING = (
+    "num_experts",
+    "num_experts_per_tok",
+    "mlp_layer_types",
+    "moe_intermediate_size",
+    *ROUTER_COEFFICIENTS[:1],
 )
-COEFFICIENTS = ("router_aux_loss_coef", "router_z_loss_coef")
-FOLLOWING = ("num_experts", "num_experts_per_tok", "mlp_layer_types", "moe_intermediate_size", *COEFFICIENTS[:1])
 REFUSED = {
     "moe_intermediate_size": "it is `intermediate_size` / `granularity`; choose `granularity`",
     "num_shared_experts": "their output would be added to what the dense model computes; leave it out",
@@ -117,8 +111,8 @@ def upcycle(
     for name, reason in REFUSED.items():
         refuse(name in choices, f"`{name}={choices.get(name)!r}` is not for `upcycle`: {reason}.")
     for name in choices:
-        one_of("argument of upcycle", name, (*CHOICES, *COEFFICIENTS))
-    of_pair = {name: choices.pop(name) for name in COEFFICIENTS if name in choices}
+        one_of("argument of upcycle", name, (*CHOICES, *ROUTER_COEFFICIENTS))
+    of_pair = {name: choices.pop(name) for name in ROUTER_COEFFICIENTS if name in choices}
     counts = {"num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok, "granularity": granularity}
     wanted = by_stack(stacks, **counts, layers=layers, noise=noise, **choices)
     sides = [side for side in stacks if "num_experts" in wanted[side]]
