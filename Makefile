@@ -20,7 +20,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test lowest quantized lint style conformance bench
+.PHONY: help env demo test slow lowest quantized lint style conformance bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,9 @@ env: $(VENV)/.installed-test  ## make the environment for everything below
 
 test: $(VENV)/.installed-test  ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+slow: $(VENV)/.installed-test  ## run the tests that take long: every kill point, random moments, random files
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lowest: $(VENV)-lowest/.installed  ## run the contract tests with the oldest transformers, PEFT and accelerate
 	$(VENV)-lowest/bin/python -m pytest tests/contract --ignore tests/contract/test_structure.py $(ARGS)

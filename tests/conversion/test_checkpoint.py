@@ -448,7 +448,6 @@ def save_shards(state: dict[str, torch.Tensor], folder: Path) -> int:
     return max(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells a process its peak of resident memory")
 def test_converting_needs_little_more_memory_than_one_shard(tmp_path):
     state, native, ours = billion_numbers(), tmp_path / "native", tmp_path / "ours"

@@ -229,7 +229,6 @@ def pair(gguf_file) -> Pair:
 on_gguf = pytest.mark.parametrize("gguf_file", ["smollm2", "gemma3"], indirect=True, scope="module")
 
 
-@pytest.mark.slow
 @on_gguf
 def test_the_next_token_is_the_same(pair):
     batch = pair.tokenizer(PROMPTS[0], return_tensors="pt")
@@ -241,7 +240,6 @@ def test_the_next_token_is_the_same(pair):
     assert pair.tokenizer.decode(top[:1]).strip() == "Paris"
 
 
-@pytest.mark.slow
 @on_gguf
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["alone", "padded left"])
 def test_the_text_is_the_same(prompts, pair):
@@ -254,13 +252,11 @@ def test_the_text_is_the_same(prompts, pair):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.slow
 @on_gguf
 def test_the_language_model_comes_back(pair):
     assert_comes_back(pair.model, pair.native)
 
 
-@pytest.mark.slow
 @on_gguf
 def test_what_was_unpacked_is_not_said_to_be_quantised(pair):
     """Its config would send the next `from_pretrained` to a file that is not there."""

@@ -49,7 +49,6 @@ def held_out(flags: list[str]) -> bytes:
     return Path(flags[1]).with_name("judged.txt").read_bytes()
 
 
-@pytest.mark.slow
 def test_the_published_model_goes_on_with_prompts_in_new_processes(script, flags, tmp_path, capsys):
     script.main([*flags, "--output_dir", str(tmp_path), "--prompts", "fox", "the qu"])
     said = capsys.readouterr().out

@@ -43,7 +43,6 @@ def start(recipe: Path, output: Path, *arguments: str, processes: int = 1) -> su
     )
 
 
-@pytest.mark.slow
 def test_train_judge_publish_and_load_back(recipe, tmp_path):
     output = tmp_path / "run"
     process = start(recipe, output, "--minutes", "0.05")
@@ -65,7 +64,6 @@ def test_train_judge_publish_and_load_back(recipe, tmp_path):
     assert "holds a trained model" in said_again and f"{wer:.2f}" in said_again
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_saves_and_the_same_command_goes_on(recipe, tmp_path, processes):
     output = tmp_path / "run"

@@ -59,7 +59,6 @@ def test_flex_attention_equals_eager(name):
         check_flex(*FLEX_FORMS[name])
 
 
-@pytest.mark.slow
 def test_compiled_flex_attention_equals_eager():
     check_flex(*FLEX_FORMS["relative bias and window"])
 

@@ -343,7 +343,6 @@ def without_chance(form: strategies.Form) -> strategies.Form:
     return shape, {**fields, **quiet, **sides}
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     jobs = []
     ids = inputs(4, LENGTH)

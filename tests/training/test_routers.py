@@ -117,7 +117,6 @@ def test_recomputation_is_not_counted(use_reentrant):
     assert_close(*counted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 def test_a_compiled_model_is_counted_as_it_is(is_checkpointed):
     moved = []
