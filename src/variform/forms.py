@@ -32,7 +32,18 @@ SHAPES = {
 
 
 class FormLoader(yaml.SafeLoader):
-    """Reads `1e-6` as a number, as YAML 1.2 does; PyYAML's rule, of YAML 1.1, makes it a string."""
+    """Reads `1e-6` as a number, as YAML 1.2 does; PyYAML's rule, of YAML 1.1, makes it a string. Refuses a name given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"`{key.value}` is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 FormLoader.add_implicit_resolver(

@@ -1,84 +1,201 @@
 """A recipe file and a command line, read as one: what the command line says wins."""
 
+import argparse
+import dataclasses
 import difflib
 import json
-import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from transformers import HfArgumentParser
 
+from ..forms import FormLoader
 
-def parse_recipe(dataclass_types: list[Any], argv: list[str]) -> tuple[Any, ...]:
-    """Fill dataclasses from `--config recipe.yaml` and the flags after it.
 
-    A recipe is turned into flags and put before the others. So both know the same names, both are converted by the
+class Said(NamedTuple):
+    """One argument as somebody gave it."""
+
+    name: str
+    words: list[str]
+    origin: str  # "command line", or the file and line
+
+
+def parse_recipe(
+    dataclass_types: Sequence[Any],
+    argv: Sequence[str],
+    *,
+    defaults: Mapping[str, str] | None = None,
+    description: str | None = None,
+) -> tuple[Any, ...]:
+    """Fill dataclasses from `--config recipe.yaml` and the flags beside it.
+
+    A recipe is read as if its lines were flags before the others. So both know the same names, both are converted by the
     type of their field (YAML itself would read `1e-3` as a string), and the last word is the command line's.
+
+    `--print_config` prints every argument, with its value and who gave it, as a recipe, and exits.
 
     Args:
         dataclass_types: as for `HfArgumentParser`.
         argv: the arguments without the program's name.
+        defaults: what a script says instead of the dataclasses' own defaults, `{name: value as a word}`.
+        description: for `--help`.
 
     Raises:
-        ValueError: a recipe that is no mapping, or a name that no field has.
-        SystemExit: a value that does not fit its field (argparse says which and exits with status 2).
+        ValueError: a recipe that is no mapping or names something twice, a name that no field has, a value that does not
+            fit its field. The sentence begins with the file and line where there is one.
     """
-    parser = HfArgumentParser(dataclass_types)
-    known = {option for action in parser._actions for option in action.option_strings}
-    flags: list[str] = []
-    argv = [part for argument in argv for part in _split_config_flag(argument)]
-    while "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 == len(argv):
-            raise ValueError("`--config` needs a file: --config configs/recipes/g2p.yaml")
-        flags += _recipe_flags(Path(argv[at + 1]), known)
-        argv = argv[:at] + argv[at + 2 :]
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        args=flags + argv, return_remaining_strings=True, look_for_args_file=False
+    parser = HfArgumentParser(
+        list(dataclass_types),
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    if unknown:
-        raise ValueError(f"`{unknown[0]}` is not an argument of this script{_suggestion(unknown[0], known)}")
+    parser.add_argument("--config", metavar="RECIPE", action="append", help="A YAML file of `name: value` lines.")
+    parser.add_argument("--print_config", action="store_true", help="Print all arguments and who gave them; stop.")
+    parser.error = refuse  # type: ignore[assignment, method-assign]
+    actions = {option[2:]: action for action in parser._actions for option in action.option_strings}
+    commanded = list(split_flags(argv, actions))
+    recipes = [path for said in commanded if said.name == "config" for path in said.words]
+    given = [Said(name, [word], "script") for name, word in (defaults or {}).items() if name in actions]
+    for path in recipes:
+        given += read_recipe(Path(path), actions)
+    given += commanded
+    for said in given:
+        check(said, actions[said.name])
+    flags = [word for said in given for word in (f"--{said.name}", *said.words)]
+    *parsed, rest = parser.parse_args_into_dataclasses(args=flags, look_for_args_file=False)
+    if rest.print_config:
+        print_config(parsed, {said.name: said.origin for said in given})
+        sys.exit(0)
     return tuple(parsed)
 
 
-def _split_config_flag(argument: str) -> list[str]:
-    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
+def refuse(message: str) -> None:
+    """What argparse calls with its own complaint."""
+    raise ValueError(message)
 
 
-def _recipe_flags(path: Path, known: set[str]) -> list[str]:
-    """The recipe at `path` as a list of command-line flags."""
+def split_flags(argv: Sequence[str], known: Mapping[str, argparse.Action]) -> Iterable[Said]:
+    """`--name word word` and `--name=word` as pairs.
+
+    Raises:
+        ValueError: for a word without a flag, or a flag that no field has.
+    """
+    words: list[str] = []
+    for argument in argv:
+        if not argument.startswith("--"):
+            if argument == "-h":
+                argument = "--help"
+            elif not words and not argument.startswith("-"):
+                raise ValueError(f"`{argument}` belongs to no argument: write `--name {argument}`.")
+            else:
+                words.append(argument)
+                continue
+        if words:
+            yield Said(words[0], words[1:], "command line")
+        name, equals, word = argument[2:].partition("=")
+        if name.replace("-", "_") in known:
+            name = name.replace("-", "_")
+        if name not in known:
+            raise ValueError(f"`--{name}` is not an argument of this script{suggestion(name, known)}")
+        words = [name, word] if equals else [name]
+    if words:
+        yield Said(words[0], words[1:], "command line")
+
+
+def read_recipe(path: Path, known: Mapping[str, argparse.Action]) -> list[Said]:
+    """The recipe at `path`, line by line."""
     if not path.is_file():
         raise ValueError(f"`--config {path}`: there is no such file.")
-    text = path.read_text(encoding="utf-8")
     try:
-        recipe = yaml.safe_load(text)
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, FormLoader)
+        recipe = yaml.load(text, FormLoader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ValueError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path} must hold `name: value` lines, not a {type(recipe).__name__}.")
-    flags: list[str] = []
+        what = "nothing" if recipe is None else f"a {type(recipe).__name__}"
+        raise ValueError(f"{path} must hold `name: value` lines, not {what}.")
+    lines = {key.value: key.start_mark.line + 1 for key, _ in root.value}
+    given = []
     for name, value in recipe.items():
-        if f"--{name}" not in known:
-            line = _line_of(name, text)
-            raise ValueError(f"{path}:{line}: `{name}` is not an argument of this script{_suggestion(name, known)}")
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        flags += [f"--{name}", *map(_as_argument, values)]
-    return flags
+        where = f"{path}:{lines.get(str(name), 1)}"
+        if name not in known or name in ("config", "print_config", "help"):
+            raise ValueError(f"{where}: `{name}` is not an argument of this script{suggestion(name, known)}")
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            given.append(Said(str(name), [as_word(item) for item in values], where))
+    return given
 
 
-def _as_argument(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+def as_word(value: Any) -> str:
+    """A value of YAML as one would write it behind a flag."""
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
-def _line_of(name: object, text: str) -> int:
-    """The line, counted from 1, on which a recipe names `name`."""
-    found = re.search(rf"""^["']?{re.escape(str(name))}["']?\s*:""", text, flags=re.MULTILINE)
-    return text.count("\n", 0, found.start()) + 1 if found else 1
+def check(said: Said, action: argparse.Action) -> None:
+    """Raises ValueError where a word does not fit the type or the choices of its field, and says where it stands."""
+    where = "" if said.origin in ("command line", "script") else f"{said.origin}: "
+    if not said.words and action.nargs not in (0, "?", "*"):
+        raise ValueError(f"{where}`{said.name}` needs a value.")
+    if len(said.words) > 1 and action.nargs not in ("+", "*") and not isinstance(action.nargs, int):
+        raise ValueError(f"{where}`{said.name}` takes one value, got {' '.join(said.words)}.")
+    convert: Any = action.type or str
+    for word in said.words:
+        try:
+            value = convert(word)
+        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            kind = {"string_to_bool": "true or false", "int": "a whole number", "float": "a number"}.get(
+                getattr(convert, "__name__", ""), f"one of {', '.join(map(str, action.choices or []))}"
+            )
+            raise ValueError(f"{where}`{said.name}` must be {kind}, got {word!r}.") from None
+        if action.choices is not None and value not in action.choices:
+            choices = [str(getattr(choice, "value", choice)) for choice in action.choices]
+            raise ValueError(
+                f"{where}`{said.name}` must be one of {', '.join(choices)}, got {word!r}{suggestion(word, choices)}"
+            )
 
 
-def _suggestion(name: object, known: set[str]) -> str:
-    close = difflib.get_close_matches("--" + str(name).lstrip("-").split("=")[0], known, n=1)
-    return f"; did you mean `{close[0].lstrip('-')}`?" if close else "."
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the likely one, if there is one."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else "."
+
+
+def print_config(parsed: Sequence[Any], origins: Mapping[str, str]) -> None:
+    """Writes all arguments as a recipe, in the order of their dataclasses, with a comment that says who gave each."""
+    for part in parsed:
+        print(f"# {type(part).__name__}")
+        for name, value in fields_of(part).items():
+            origin = origins.get(name, "default")
+            print(f"{name}: {json.dumps(value, ensure_ascii=False)}  # {origin}")  # JSON is YAML, on one line
+
+
+def fields_of(part: Any) -> dict[str, Any]:
+    """The fields of a filled dataclass that a recipe can name, as plain values; a mapping given as text is one again."""
+    values = {}
+    for item in dataclasses.fields(part):
+        if item.init and not item.name.startswith("_"):
+            values[item.name] = plain(getattr(part, item.name))
+    return values
+
+
+def plain(value: Any) -> Any:
+    """A value that YAML knows."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or type(value) in (bool, int, float, str, dict):
+        return value
+    return str(getattr(value, "value", value))
