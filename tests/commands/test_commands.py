@@ -52,7 +52,7 @@ def test_another_native_family(llama, tmp_path, capsys):
 
 
 def test_check_finds_a_changed_weight(llama, tmp_path, monkeypatch, capsys):
-    from variform import cli
+    from variform.conversion import convert as conversion
 
     def convert_and_change(source, target, **options):
         converted = convert(source, target, **options)
@@ -61,8 +61,8 @@ def test_check_finds_a_changed_weight(llama, tmp_path, monkeypatch, capsys):
         save_file(tensors, target + "/model.safetensors", metadata={"format": "pt"})
         return converted
 
-    convert = cli.convert_folder
-    monkeypatch.setattr(cli, "convert_folder", convert_and_change)
+    convert = conversion.convert_folder
+    monkeypatch.setattr(conversion, "convert_folder", convert_and_change)
     assert main(["convert", str(llama), str(tmp_path / "ours"), "--check"]) == 1
     assert "They differ by more than 1e-05" in capsys.readouterr().out
 

@@ -6,14 +6,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
-from transformers import AutoConfig, PreTrainedConfig
 
-from .conversion.check import make_inputs
-from .conversion.checkpoint import refuse_existing, whole_folder
-from .conversion.convert import bring_along, find_folder, quiet
-from .model.configuration_variform import RouterType
-from .report.costs import stacks_of
-from .reshaping import load, reshape
+from ..light import light
 
 EXAMPLES = """\
 examples:
@@ -36,6 +30,9 @@ the patterns, the result computes what the original does. `variform show PATTERN
 LAYOUT = """\
 Store experts otherwise, bit by bit the same: one tensor for all (fused: fast, expert parallelism), or an nn.Linear each
 (modulelist: for LoRA and quantizers that look for those)."""
+
+# What a command line says besides what to change
+NOT_CHANGES = ("run", "needs_family", "source", "target", "side")
 
 
 def add_surgery(commands: argparse._SubParsersAction) -> None:
@@ -84,7 +81,9 @@ def add_upcycle(operations: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, help="of routers and noise; default: 0")
     parser.add_argument(
-        "--router_type", choices=get_args(RouterType), help="how experts are chosen; default: softmax_topk (Mixtral)"
+        "--router_type",
+        choices=get_args(light("model.configuration_variform").RouterType),
+        help="how experts are chosen; default: softmax_topk (Mixtral)",
     )
     parser.add_argument("--experts_layout", choices=["fused", "modulelist"], help="default: fused")
     parser.add_argument(
@@ -122,11 +121,18 @@ def read_layers(words: str) -> Any:
 
 
 def run_surgery(options: argparse.Namespace, console: Console) -> int:
+    from transformers import AutoConfig
+
+    from ..conversion.check import make_inputs
+    from ..conversion.checkpoint import refuse_existing, whole_folder
+    from ..conversion.convert import bring_along, find_folder, quiet
+    from ..reshaping import load, reshape
+
     target = Path(options.target)
     refuse_existing(target)
     source = find_folder(options.source)
     given = {name: value for name, value in vars(options).items() if value is not None}
-    changes = {name: value for name, value in given.items() if name not in ("run", "source", "target", "side")}
+    changes = {name: value for name, value in given.items() if name not in NOT_CHANGES}
     if not changes:
         raise ValueError("There is nothing to change: see `--help` for what there is.")
     if options.side is not None:
@@ -146,8 +152,10 @@ def run_surgery(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def lengthen_tokenizer(folder: Path, before: PreTrainedConfig, after: PreTrainedConfig) -> None:
+def lengthen_tokenizer(folder: Path, before: Any, after: Any) -> None:
     """Lets a tokenizer that cut texts to the original's longest input cut them to the result's."""
+    from ..report.costs import stacks_of
+
     path = folder / "tokenizer_config.json"
     old = getattr(before.get_text_config(), "max_position_embeddings", None)
     new = min(stack.max_position_embeddings for stack in stacks_of(after).values())
