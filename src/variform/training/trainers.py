@@ -1,0 +1,65 @@
+"""The Trainers of the scripts: transformers' own, made safe, with a time budget and batches of like length as options."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+
+from .buckets import LengthBucketSampler
+from .budget import TimeBudget
+from .safety import SafeTraining
+
+
+class Budgeted(SafeTraining):
+    """`SafeTraining` whose learning rate may follow a clock, and whose batches may be of like length.
+
+    Args:
+        budget: the time to train for; with None the schedule and the steps are those of the training arguments.
+        bucket_by: columns whose lengths decide which examples share a batch (`("input_ids", "labels")`); None shuffles.
+        safety: see `Safety`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        budget: TimeBudget | None = None,
+        bucket_by: Sequence[str] | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        self.budget, self.bucket_by = budget, bucket_by
+        # The budget comes first: the other callbacks read from it
+        super().__init__(*args, callbacks=[*([budget] if budget else []), *(callbacks or [])], **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.budget is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = optimizer or self.optimizer  # made by Trainer before it asks for the schedule
+        self.lr_scheduler = LambdaLR(optimizer, self.budget.learning_rate_factor)  # type: ignore[arg-type]
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def reached(self, state: dict[str, Any]) -> str | None:
+        if self.budget is None:
+            return super().reached(state)
+        used = state["stateful_callbacks"].get(type(self.budget).__name__, {}).get("attributes", {}).get("used", 0.0)
+        return f"{used / 60:.1f} of {self.budget.seconds / 60:g} min" if used >= self.budget.seconds else None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.bucket_by is None:
+            return super()._get_train_sampler(train_dataset)
+        examples: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [tuple(len(example[name]) for name in self.bucket_by) for example in examples]
+        # What one optimizer step sees, on all processes: they wait for each other, so their batches are of like length
+        batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthBucketSampler(lengths, batch_size, seed=self.args.seed)
+
+
+class SafeTrainer(Budgeted, Trainer):
+    """A Trainer that loses nothing: see `SafeTraining` and `Budgeted`."""
+
+
+class SafeSeq2SeqTrainer(Budgeted, Seq2SeqTrainer):
+    """A Seq2SeqTrainer that loses nothing: see `SafeTraining` and `Budgeted`."""
