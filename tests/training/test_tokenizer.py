@@ -1,9 +1,14 @@
 """One vocabulary for letters and phonemes, used by plain tokenizer calls."""
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from variform.training.tokenizer import DOCUMENT_START_ID, byte_tokenizer, letters_and_symbols_tokenizer
+from variform.training.tokenizer import (
+    DOCUMENT_START_ID,
+    byte_tokenizer,
+    letters_and_symbols_tokenizer,
+    train_tokenizer,
+)
 
 
 @pytest.fixture
@@ -56,3 +61,27 @@ def test_bytes_decode_to_the_text_they_came_from(tmp_path):
     text = "Who's there?\r\n\tna\u00efve \U0001f600 \x00"
     assert loaded.decode(loaded(text)["input_ids"], skip_special_tokens=True) == text
     assert loaded(["ab", "c"], padding=True)["attention_mask"] == [[1, 1, 1], [0, 1, 1]]
+
+
+def test_a_trained_tokenizer_knows_every_text_and_gives_it_back(tmp_path):
+    train_tokenizer(["the quick brown fox"] * 5, 320, sentinels=3, max_length=50).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("the quick fox", "Zoë \u2603\n\ttabs  and  spaces ", "\U0001f600"):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    assert tokenizer.convert_ids_to_tokens(tokenizer("the")["input_ids"]) == ["<s>", "the", "</s>"]
+    assert (tokenizer.pad_token, tokenizer.mask_token, tokenizer.model_max_length) == ("<pad>", "<mask>", 50)
+    assert tokenizer.convert_tokens_to_ids("<extra_id_2>") == 7
+    pair = tokenizer("the", "fox")["input_ids"]
+    assert tokenizer.decode(pair) == "<s>the</s>fox</s>"
+
+
+@pytest.mark.parametrize(("frame", "tokens"), [("end", ["the", "</s>"]), ("start", ["<s>", "the"]), ("none", ["the"])])
+def test_a_frame_for_each_shape(frame, tokens):
+    tokenizer = train_tokenizer(["the"] * 3, 300, frame=frame)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("the")["input_ids"]) == tokens
+    assert tokenizer.padding_side == ("right" if frame == "end" else "left")
+
+
+def test_a_vocabulary_without_room_is_refused():
+    with pytest.raises(ValueError, match="`vocab_size=260` must be at least 261: 256 bytes and 5 special tokens"):
+        train_tokenizer(["a"], 260)

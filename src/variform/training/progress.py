@@ -9,6 +9,13 @@ from transformers import TrainerCallback
 from .budget import TimeBudget
 
 SECONDS_BETWEEN_LINES = 15
+# Of what is logged, what is shown, and how
+FIGURES = {
+    "loss": "loss {:.3f}",
+    "grad_norm": "gradient {:.2f}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "expert_max_load": "busiest expert {:.1f}x",
+}
 
 
 class Meter:
@@ -71,7 +78,8 @@ class ProgressReport(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in (logs or {}):
-            self._figures = f"step {state.global_step}, loss {float(logs['loss']):.3f}"
+            figures = [FIGURES[name].format(float(value)) for name, value in logs.items() if name in FIGURES]
+            self._figures = ", ".join([f"step {state.global_step:,}", *figures])
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._training:
