@@ -63,8 +63,20 @@ def load_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
         name_or_path: a name such as "bert-base" (see `list_forms`), or the path of a YAML or JSON file.
 
     Raises:
+        FileNotFoundError, ValueError: as `load_fields`, and ValueError if a field is refused by the config.
+    """
+    return config_from_dict(load_fields(name_or_path))
+
+
+def load_fields(name_or_path: str | os.PathLike) -> dict[str, Any]:
+    """The fields that a form names, as its file has them; what is not there is derived when the config is built.
+
+    Args:
+        name_or_path: as for `load_config`.
+
+    Raises:
         FileNotFoundError: if there is neither such a form nor such a file; lists the forms and the nearest one.
-        ValueError: if the file is not a mapping of fields, or a field is refused by the config.
+        ValueError: if the file is not a mapping of fields.
     """
     name = str(name_or_path)
     path = FORMS / f"{name}.yaml" if name in list_forms() else Path(name)
@@ -78,7 +90,7 @@ def load_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} must hold `field: value` lines, got {type(values).__name__}.")
-    return config_from_dict(values)
+    return dict(values)
 
 
 def config_from_dict(values: Mapping[str, Any]) -> PreTrainedConfig:

@@ -269,7 +269,8 @@ def test_a_config_of_another_family_is_refused():
 
 def test_the_package_carries_every_module_and_form():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {path.parent.relative_to(ROOT / "src") for path in (ROOT / "src").rglob("*.py")}
+    folders = {path.parent.relative_to(ROOT / "src") for path in (ROOT / "src" / "variform").rglob("*.py")}
     assert set(settings["packages"]) == {".".join(folder.parts) for folder in folders} | {"variform.forms_data"}
+    assert settings["py-modules"] == [path.stem for path in (ROOT / "src").glob("*.py")]
     assert settings["package-dir"]["variform.forms_data"] == "configs/models"
     assert settings["package-data"]["variform.forms_data"] == ["*.yaml"]
