@@ -4,13 +4,15 @@
 torch and transformers for what they do with models. `light` runs such a file a second time, in a package of its own in which
 stand-ins are imported in place of the two. So there is one table of fields, one set of checks and one set of words.
 
-The stand-ins compute nothing: what would use them raises `NeedsTorch`. They let pass what only transformers can judge, so
-what is refused here, for whatever reason, is for the real classes to judge.
+The stand-ins compute nothing: what would use them raises `NeedsTorch`. What is refused here, for whatever reason, is for the
+real classes to judge, which know more: a plain rotation is checked here, and a scaled one is refused.
 """
 
+import ast
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from unittest import mock
 # The files of this package a second time, under a name of their own
 MIRROR = "_variform_light"
 # Those that are nothing without torch, whose names others import
-HEAVY = ("forms", "model.moe", "model.stacks")
+HEAVY = ("model.moe", "model.stacks")
 
 
 class NeedsTorch(ImportError):
@@ -35,6 +37,9 @@ class Names(type):
         if name.startswith("__"):
             raise AttributeError(name)
         return Names(name, (Absent,), {})
+
+    def __str__(cls) -> str:
+        return cls.__name__
 
 
 class Absent(metaclass=Names):
@@ -53,18 +58,8 @@ class AbsentModule(ModuleType):
         return Names(name, (Absent,), {})
 
 
-class AnyWord:
-    """Equal to every word, so that a list with it refuses none."""
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __hash__(self) -> int:
-        return 0
-
-
 class NoGeneration:
-    """`GenerationConfig`, whose parameters are no fields of a form."""
+    """`GenerationConfig`, of which a form has no parameters."""
 
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:
@@ -108,7 +103,14 @@ class FieldsOnly:
             setattr(self, side, config_class(**getattr(self, side)))
 
     def validate_rope(self) -> None:
-        """transformers' own check of `rope_parameters`, which is not made here."""
+        """Passes plain rotations alone: transformers has checks of its own for the others."""
+        if getattr(self, "rope_parameters", None) is None:
+            return
+        known = {"rope_type", "rope_theta", "partial_rotary_factor"}
+        for layer_type in set(self.layer_types):  # type: ignore[attr-defined]
+            parameters = self.rope_parameters_of(layer_type)  # type: ignore[attr-defined]
+            if parameters.get("rope_type") != "default" or not parameters.keys() <= known:
+                raise NeedsTorch(f"`rope_parameters={parameters}` are for transformers to check.")
 
 
 def sub_config(config_class: type) -> type:
@@ -116,16 +118,29 @@ def sub_config(config_class: type) -> type:
     return config_class
 
 
+def words_of_table(file: str, name: str) -> list[str]:
+    """The keys of a table of transformers, `name = {"key": ...}`, read from the text of the file."""
+    package: Any = importlib.util.find_spec("transformers")
+    text = Path(package.submodule_search_locations[0], file).read_text(encoding="utf-8")
+    for node in ast.parse(text).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(targets[0], ast.Name) and targets[0].id == name and isinstance(node.value, ast.Dict):
+            return [ast.literal_eval(key) for key in node.value.keys if key is not None]
+    raise NeedsTorch(f"transformers' {file} has no table {name}.")
+
+
 def stand_ins() -> dict[str, ModuleType]:
     """What is imported in place of torch, transformers and `HEAVY`."""
+    activations = words_of_table("activations.py", "ACT2CLS")
+    ropes = words_of_table("modeling_rope_utils.py", "ROPE_INIT_FUNCTIONS")
     names = ("torch", "transformers", "transformers.configuration_utils", "transformers.activations")
     names += ("transformers.modeling_rope_utils", *(f"{MIRROR}.{name}" for name in HEAVY))
     modules: dict[str, ModuleType] = {name: AbsentModule(name) for name in names}
     modules["transformers"].PreTrainedConfig = FieldsOnly  # type: ignore[attr-defined]
     modules["transformers"].GenerationConfig = NoGeneration  # type: ignore[attr-defined]
     modules["transformers.configuration_utils"].SubConfigSpec = sub_config  # type: ignore[attr-defined]
-    modules["transformers.activations"].ACT2FN = [AnyWord()]  # type: ignore[attr-defined]
-    modules["transformers.modeling_rope_utils"].ROPE_INIT_FUNCTIONS = [AnyWord()]  # type: ignore[attr-defined]
+    modules["transformers.activations"].ACT2FN = activations  # type: ignore[attr-defined]
+    modules["transformers.modeling_rope_utils"].ROPE_INIT_FUNCTIONS = ropes  # type: ignore[attr-defined]
     return modules
 
 
