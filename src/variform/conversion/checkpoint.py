@@ -13,6 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from .trust import check_config
+
 # Names that the oldest BERT checkpoints use, in every family that came from their code
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
@@ -27,11 +29,12 @@ class Checkpoint:
 
     Raises:
         FileNotFoundError: if there are no weights, or a file that the index names is missing.
-        ValueError: if a file lies outside the folder, or cannot be read.
+        ValueError: if a file lies outside the folder, or cannot be read, or if the config would have code run.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        check_config(folder)
         self.files = [inside(folder, name) for name in weight_files(folder)]
         self.specs: dict[str, torch.Tensor] = {}  # on the meta device: shape and dtype
         self._place: dict[str, tuple[Path, str]] = {}
