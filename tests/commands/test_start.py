@@ -1,5 +1,6 @@
 """The console script begins without torch: help is a matter of tenths of a second."""
 
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import variform
-from variform.cli import COMMANDS, main
+from variform import commands
+from variform.cli import main
 
+COMMANDS = sorted({module.name for module in pkgutil.iter_modules(commands.__path__)} - {"reading"})
 SOURCE = Path(variform.__file__).parents[1]
 # Says what was imported, after the script has said what it has to say
 START = """
@@ -55,3 +58,21 @@ def test_without_a_command_the_commands_are_listed(capsys):
     assert main([]) == 0
     said = capsys.readouterr().out
     assert [name for name in COMMANDS if f"\n    {name} " not in said] == []
+
+
+@pytest.mark.parametrize("shape", ["encoder", "decoder", "encoder_decoder"])
+def test_info_of_a_config_imports_neither_torch_nor_transformers(shape, tmp_path, capsys):
+    variform.forms.config_from_dict({"model_type": f"variform_{shape}"}).save_pretrained(tmp_path)
+    said = start("info", tmp_path / "config.json")
+    assert (said.returncode, said.stderr.strip()) == (0, "")
+    assert main(["info", str(tmp_path)]) == 0
+    assert said.stdout.splitlines()[1:] == capsys.readouterr().out.splitlines()[1:]  # all but the name
+
+
+def test_info_of_a_refused_form_shows_the_nearest_valid_one(tmp_path):
+    (tmp_path / "form.yaml").write_text("model_type: variform_encoder\nhidden_size: 30\nvocab_size: 100\n")
+    said = start("info", tmp_path / "form.yaml")
+    assert said.returncode == 2 and "Traceback" not in said.stderr
+    refusal, *rest = said.stderr.splitlines()
+    assert refusal.startswith("error: `hidden_size=30` is not a multiple of `num_attention_heads=8`")
+    assert rest[:3] == ["The nearest form that builds:", "-hidden_size: 30", "+hidden_size: 32"]

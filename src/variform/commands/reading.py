@@ -9,8 +9,23 @@ def read_form(name: str) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such form, with the nearest name.
-        ValueError: if the form is refused.
+        ValueError: if the form is refused, with the nearest one that is valid, as a patch.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
+    from ..nearest import with_mend
+
+    try:
+        return read_config(name)
+    except (ValueError, StrictDataclassError) as error:
+        fields = read_fields(name)
+        if fields is None:
+            raise
+        raise ValueError(with_mend(fields, str(error))) from error
+
+
+def read_config(name: str) -> Any:
+    """As `read_form`, without the mend of a form that is refused."""
     from transformers import AutoConfig
 
     from ..conversion.convert import family_of, saved_architecture
@@ -32,6 +47,20 @@ def read_form(name: str) -> Any:
         return config
     family = family_of(config)
     return family.read_form(config, family.auto_class_of(saved_architecture(config)))
+
+
+def read_fields(name: str) -> dict[str, Any] | None:
+    """The fields of a form as its file has them, valid or not; None where there is no file of a form of ours."""
+    import yaml
+
+    from ..forms import FORMS, FormLoader, list_forms
+
+    path = FORMS / f"{name}.yaml" if name in list_forms() else Path(name)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        return None
+    values = yaml.load(path.read_text(encoding="utf-8"), FormLoader)
+    return values if isinstance(values, dict) and "variform" in str(values.get("model_type")) else None
 
 
 def read_numbers(name: str, words: str | None) -> list[int]:
