@@ -44,7 +44,7 @@ def load_data(arguments: DataArguments, needs: Sequence[str] = ("text",)) -> Dat
         data = _hold_out(data["train"], arguments, needs)
     elif arguments.held_out is not None:
         raise ValueError("`held_out` has no effect: this data has a part of its own to judge by. Leave it out.")
-    else:
+    elif arguments.dataset not in SOURCES:  # their splits are their own: of Brown's sentences some recur
         data = _without_overlap(data, arguments, needs, budget)
     budget.check()
     for split, rows in data.items():

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +30,6 @@ class Source:
     licence: str
     citation: str
     homepage: str = ""
-    limits: str = field(default="")
 
 
 def package_folder(package: str, install: str) -> Path:
