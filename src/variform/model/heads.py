@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.utils import can_return_tuple
 
-from .losses import add_router_losses, cross_entropy, linear_cross_entropy, scale_logits
+from .losses import add_router_losses, cross_entropy, is_traced, linear_cross_entropy, scale_logits
 from .norms import make_norm
 from .outputs import (
     RoutedMultipleChoiceOutput,
@@ -18,6 +18,7 @@ from .outputs import (
     RoutedTokenClassifierOutput,
     mean_losses,
 )
+from .positions import packed_documents
 
 
 def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, how: str) -> torch.Tensor:
@@ -38,6 +39,14 @@ def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, how: 
     slots = torch.arange(real.shape[1], device=real.device)
     score = real * (slots + 1) if how == "last" else real * (real.shape[1] - slots)
     return hidden_states[torch.arange(real.shape[0], device=real.device), score.argmax(dim=-1)]
+
+
+def refuse_packs(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, what: str) -> None:
+    """Refuses packed documents where a row must be one. Args: what: there is one of, and its verb."""
+    if position_ids is None or is_traced() or (attention_mask is not None and attention_mask.ndim != 2):
+        return
+    if packed_documents(position_ids, attention_mask) is not None:
+        raise ValueError(f"Positions restart inside a row, a pack of documents, but {what} for one: give one a row.")
 
 
 class Pooler(nn.Module):
@@ -249,6 +258,7 @@ class SequenceClassificationHead:
         **kwargs,
     ) -> RoutedSequenceClassifierOutput:
         """Args: labels: `(batch,)` class ids; floats `(batch,)` for one label, `(batch, num_labels)` for several at once."""
+        refuse_packs(position_ids, attention_mask, "a label is")
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
             input_ids,
@@ -337,6 +347,7 @@ class QuestionAnsweringHead:
         **kwargs,
     ) -> RoutedQuestionAnsweringOutput:
         """Args: start_positions, end_positions: `(batch,)` token indices; outside the text, they carry no weight."""
+        refuse_packs(position_ids, attention_mask, "an answer is")
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
             input_ids,
@@ -406,6 +417,7 @@ class MultipleChoiceHead:
                 global_attention_mask,
             )
         ]
+        refuse_packs(flat[2], flat[1], "a score is")
         outputs = self.model(*flat[:4], inputs_embeds=flat[4], global_attention_mask=flat[5], **kwargs)
         logits = self.classifier(pooled_output(outputs, flat[1], self.config)).view(-1, num_choices)
         loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch=num_items)

@@ -13,17 +13,19 @@ from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
     create_bidirectional_mask,
     create_causal_mask,
+    flash_attention_mask,
     flex_attention_mask,
     sdpa_mask,
 )
 from transformers.utils import is_torch_flex_attn_available, is_torchdynamo_compiling
 
 from .attention import SPELLED_OUT, GlobalRows
-from .block_plan import BlockPlan, columns_of_distances, make_plan, planned_scores
+from .block_plan import BlockPlan, Group, Rows, columns_of_distances, make_plan, planned_scores
 from .late_plan import LatePlan
 from .local_patterns import LocalGlobal
 from .lsh import HashedTexts
 from .pattern_base import Full, Pattern, PrefixLm, Text
+from .positions import packed_documents
 from .sparse_patterns import Lsh
 from .texts import Texts, mask_function
 
@@ -205,6 +207,8 @@ def lower_to_mask(pattern: Pattern, scene: Scene, layer_idx: int, has_bias: bool
             return create_bidirectional_mask(config, hidden_states, scene.attention_mask, None, scene.cache)
         options: dict[str, Any] = {"allow_is_causal_skip": False} if has_bias and num_queries > 1 else {}
         return create_causal_mask(config, hidden_states, scene.attention_mask, scene.cache, **options)
+    if scene.texts.documents is not None and (len(hidden_states) > 1 or scene.attention_mask is not None):
+        refuse_flash(config, "a batch of packed documents, but for one row without padding")
     is_seen = mask_function(pattern, scene.texts, config.is_causal_stack, num_heads)
     padding = scene.attention_mask
     padding = None if padding is None else padding.to(hidden_states.device, torch.bool)
@@ -225,6 +229,85 @@ def lower_to_mask(pattern: Pattern, scene: Scene, layer_idx: int, has_bias: bool
         config=config,
         device=hidden_states.device,
     )
+
+
+def lower_source(
+    scene: Scene, encoder_hidden_states: torch.Tensor, attention_mask: Any, position_ids: torch.Tensor | None
+) -> Any:
+    """What the queries of a decoder see of an encoder's states, as the backend takes it: all, or the source of their own.
+
+    Args:
+        encoder_hidden_states: `(B, K, encoder_size)`. attention_mask: `(B, K)`, 1 for real tokens, or as the backend takes it.
+        position_ids: `(B, K)`, of the sources; where they restart inside a row, it holds several.
+
+    Raises:
+        ValueError: for a row with several sources and another number of documents.
+    """
+    config, targets = scene.config, scene.texts
+    sources = None
+    if position_ids is not None and (attention_mask is None or is_plain_mask(attention_mask)):
+        sources = packed_documents(position_ids, attention_mask)
+    if sources is not None or targets.documents is not None:
+        refuse_flash(config, "packed documents that attend to an encoder")
+    if sources is None:
+        return create_bidirectional_mask(config, scene.hidden_states, attention_mask, encoder_hidden_states)
+    batch, length = scene.hidden_states.shape[:2]
+    of_keys = sources.to(scene.hidden_states.device).expand(batch, -1)
+    of_queries = of_keys.new_ones(batch, length) if targets.documents is None else targets.documents.expand(batch, -1)
+    num_sources, num_targets = of_keys[:, -1], of_queries[:, -1]
+    is_alone = num_sources == 1
+    if not is_traced():
+        is_wrong = (num_sources != num_targets) & ~is_alone
+        if is_wrong.any():
+            row = int(is_wrong.nonzero()[0])
+            raise ValueError(
+                f"Row {row} packs {num_sources[row]} sources and {num_targets[row]} targets: in the first call, "
+                "`decoder_position_ids` must restart as often as `position_ids`; generate from one source a row."
+            )
+        plan = plan_of_sources(scene, lay_out(encoder_hidden_states, attention_mask, sources, 0), attention_mask)
+        if plan is not None:
+            return plan
+
+    def is_seen(batch_idx, head_idx, q_idx, kv_idx):
+        return (of_queries[batch_idx, q_idx] == of_keys[batch_idx, kv_idx]) | is_alone[batch_idx]
+
+    return create_bidirectional_mask(
+        config, scene.hidden_states, attention_mask, encoder_hidden_states, and_mask_function=is_seen
+    )
+
+
+def plan_of_sources(scene: Scene, sources: Texts, attention_mask: torch.Tensor | None) -> BlockPlan | None:
+    """The plan by which each document attends to the source of its own, under the same conditions as `lower_to_plan`.
+
+    Args:
+        sources: laid out in the encoder's slots, of which `attention_mask` marks the real ones.
+    """
+    batch, length = scene.hidden_states.shape[:2]
+    num_keys = sources.starts.shape[1]
+    if length < SHORTEST_FOR_BLOCKS or not leaves_blocks(scene.config._attn_implementation):
+        return None
+    of_queries = scene.texts.rows(batch, length, False, scene.attention_mask)
+    of_keys = sources.rows(batch, num_keys, False, attention_mask)
+    if of_queries is None or of_keys is None:
+        return None
+    if [first // length for _, first in of_queries] != [first // num_keys for _, first in of_keys]:
+        return None  # one source for several documents, or none
+    pairs = [(text.length, first, source.length, key) for (text, first), (source, key) in zip(of_queries, of_keys)]
+    planned = sum(queries * keys for queries, _, keys, _ in pairs)
+    dense = batch * length * num_keys * cost_of_a_dense_score(scene.config._attn_implementation)
+    if planned * COST_OF_A_PLANNED_SCORE >= dense:
+        return None
+    heads = slice(0, scene.config.num_attention_heads, 1)
+    return BlockPlan((tuple(Group(Rows(1, q, first), Rows(1, k, key), None, heads) for q, first, k, key in pairs),))
+
+
+def refuse_flash(config: Any, what: str) -> None:
+    """Refuses a backend whose masks tell padding alone, which would show what must be hidden."""
+    name = config._attn_implementation
+    if ALL_MASK_ATTENTION_FUNCTIONS.get(name) is flash_attention_mask:
+        raise ValueError(
+            f"`attn_implementation={name!r}` cannot hide {what}; use 'sdpa' or 'flex_attention', or give one document a row."
+        )
 
 
 def mask_maker(config: Any) -> Callable:

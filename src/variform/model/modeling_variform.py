@@ -19,6 +19,7 @@ from .heads import (
     TokenClassificationHead,
     pool,
     recorded,
+    refuse_packs,
     with_router_losses,
 )
 from .losses import check_labels, shift_labels
@@ -119,6 +120,7 @@ class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
         use_cache: bool | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        encoder_position_ids: torch.LongTensor | None = None,
         global_attention_mask: torch.Tensor | None = None,
         prefix_lengths: torch.Tensor | None = None,
         **kwargs,
@@ -140,6 +142,7 @@ class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
             inputs_embeds,
             encoder_hidden_states,
             encoder_attention_mask,
+            encoder_position_ids,
             global_attention_mask,
             prefix_lengths,
             **kwargs,
@@ -198,7 +201,8 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
         **kwargs,
     ) -> EncoderDecoderOutput:
         """Arguments as in `TransformerStack.run`, for the encoder by their names and for the decoder after `decoder_`;
-        `global_attention_mask` is the encoder's, `prefix_lengths` the decoder's.
+        `global_attention_mask` is the encoder's, `prefix_lengths` the decoder's. Where `position_ids` and
+        `decoder_position_ids` restart inside a row, it is a pack of pairs: the decoder's document j sees the encoder's alone.
 
         Raises:
             ValueError: if neither `decoder_input_ids` nor `decoder_inputs_embeds` is given.
@@ -229,6 +233,7 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
             use_cache=use_cache,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
             encoder_attention_mask=attention_mask,
+            encoder_position_ids=position_ids,
             prefix_lengths=prefix_lengths,
             **kwargs,
         )
@@ -411,6 +416,7 @@ class VariformEncoderDecoderForConditionalGeneration(
         if labels is not None:
             check_labels(labels, labels.shape[:2], self.config.vocab_size)
             if decoder_input_ids is None and decoder_inputs_embeds is None:
+                refuse_packs(decoder_position_ids, decoder_attention_mask, "`labels` without `decoder_input_ids` are")
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
             if decoder_attention_mask is None and self.training and self.config.decoder.num_experts:
                 # What comes after the last label is seen by none that has one, but would count in the losses of routers

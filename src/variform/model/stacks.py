@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import TransformersKwargs, is_torchdynamo_compiling
 from transformers.utils.output_capturing import OutputRecorder
 
@@ -21,6 +20,7 @@ from .masks import (
     is_plain_mask,
     is_traced,
     lay_out,
+    lower_source,
     lower_to_mask,
     lower_to_plan,
     repeat_bias,
@@ -36,7 +36,7 @@ from .positions import Distances, count_positions, key_positions, make_position_
 ARGUMENTS = frozenset(
     {"input_ids", "attention_mask", "position_ids", "token_type_ids", "inputs_embeds", "past_key_values", "use_cache"}
     | {"labels", "shift_labels", "start_positions", "end_positions", "logits_to_keep", "skip_logits"}
-    | {"encoder_outputs", "encoder_hidden_states", "encoder_attention_mask"}
+    | {"encoder_outputs", "encoder_hidden_states", "encoder_attention_mask", "encoder_position_ids"}
     | {"decoder_input_ids", "decoder_attention_mask", "decoder_position_ids", "decoder_inputs_embeds"}
     | {"global_attention_mask", "prefix_lengths", "pixel_values", "input_features"}
 )
@@ -119,6 +119,7 @@ class TransformerStack:
         inputs_embeds: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: Any = None,
+        encoder_position_ids: torch.Tensor | None = None,
         global_attention_mask: torch.Tensor | None = None,
         prefix_lengths: torch.Tensor | None = None,
         **kwargs,
@@ -134,6 +135,8 @@ class TransformerStack:
             past_key_values: keys and values of the tokens before or, with `memory_length`, each layer's last inputs; extended
                 in place.
             encoder_hidden_states, encoder_attention_mask: `(batch, source, encoder_size)` and `(batch, source)`.
+            encoder_position_ids: `(batch or 1, source)`. Where they restart inside a row, it holds several sources, each for
+                the document of its number in `position_ids`. A source alone in its row is for all documents there.
             global_attention_mask: `(batch, seq)`, 1 for the tokens that see and are seen by all, for "local_global" layers.
             prefix_lengths: `(batch,)`, how many first tokens see each other both ways, for "prefix_lm" layers.
 
@@ -191,11 +194,8 @@ class TransformerStack:
         lowered = self._lower(scene, premade)
         if encoder_hidden_states is not None:
             check_mask(encoder_attention_mask, encoder_hidden_states, name="encoder_attention_mask")
-            encoder_attention_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask = lower_source(
+                scene, encoder_hidden_states, encoder_attention_mask, encoder_position_ids
             )
         is_real = None
         if self.has_experts and plain_mask is not None:
