@@ -84,6 +84,17 @@ def test_method_without_targets_trains(shape, config):
     assert history[-1] < history[0]
 
 
+@pytest.mark.parametrize("patterns", [["full"], ["sliding_window:4", "full"]])
+def test_shadow_of_fewer_layers_trains(patterns):
+    """It writes `layer_types` into a copy of the config: what follows from the other fields may be written, nothing else."""
+    base = build(tiny("decoder", attention_patterns=patterns), HEADS["decoder"])
+    model = get_peft_model(base, peft.ShadowConfig(task_type="CAUSAL_LM", r=2, shadow_num_hidden_layers=1))
+    history = train(model)
+    assert history[-1] < history[0]
+    with pytest.raises(ValueError, match=r"`layer_types=.*` cannot be set"):
+        base.config.layer_types = ["linear_attention"] * 2
+
+
 def test_every_table_of_targets_knows_the_family():
     tables = [
         name for name in vars(constants) if name.startswith("TRANSFORMERS_MODELS_TO_") and "MODULES_MAPPING" in name

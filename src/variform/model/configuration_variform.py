@@ -384,6 +384,11 @@ class VariformStackConfig(VariformBaseConfig):
         types = ["full_attention" if p.retained(is_causal=True) is None else "sliding_attention" for p in patterns]
         return [types[i % len(types)] for i in range(self.num_hidden_layers)]
 
+    @layer_types.setter
+    def layer_types(self, types: list[str]) -> None:  # PEFT's ShadowConfig writes what it read, for fewer layers
+        if list(types) != self.layer_types:
+            raise ValueError(f"`layer_types={types}` cannot be set: it follows from `attention_patterns`, a field.")
+
     @property
     def sliding_window(self) -> int | None:
         """How many of the last keys the caches of sliding layers hold; both ways, the widest window; None without any.
