@@ -57,8 +57,9 @@ def draw_pictures(folder: str | Path, run: str | Path | None = None) -> list[Pat
     if find_spec("matplotlib") is None:
         return []
     drawn = []
-    config = AutoConfig.from_pretrained(run)
-    if config.model_type in AUTO_MAP and any(
+    # The folder of an adapter has no config
+    config = AutoConfig.from_pretrained(run) if (run / "config.json").is_file() else None
+    if getattr(config, "model_type", None) in AUTO_MAP and any(
         entry["name"] != "full" for stack in stacks_of(config).values() for entry in stack.attention_patterns
     ):
         drawn.append(folder / FOLDER / PATTERNS)

@@ -1,0 +1,252 @@
+"""The model and the tokenizer of a run: new, or taken over from a checkpoint, ours or one that converts; whole, or refused."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..conversion.convert import family_of, find_folder, from_hf, saved_architecture
+from ..conversion.trust import check_remote_code
+from ..forms import FormLoader, config_from_dict, load_fields
+from ..model.configuration_variform import AUTO_MAP, VariformEncoderDecoderConfig
+from .lora import LoraArguments, load_adapter_strictly, lora_config
+from .options import ModelArguments
+from .tokenizer import byte_tokenizer
+
+SHOWN = 6  # names of tensors in a message
+
+
+def load_tokenizer(options: ModelArguments, trained: Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run: that of a run that came to its end, the one that is named, or the one beside the model.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    if trained is not None:
+        return AutoTokenizer.from_pretrained(trained)
+    if options.tokenizer == "bytes":
+        return byte_tokenizer()
+    source = options.tokenizer or options.model
+    if source is None:
+        raise ValueError(
+            "A new model needs a `tokenizer`: a folder (finetune/tokenizer.py makes one), a repo, or `bytes`."
+        )
+    folder, gguf = split_gguf(source)
+    revision = options.revision if source == options.model else None
+    try:
+        return AutoTokenizer.from_pretrained(folder, revision=revision, **gguf)
+    except (OSError, ValueError) as error:
+        name = "tokenizer" if options.tokenizer else "model"
+        raise ValueError(f"`{name}={source}` has no tokenizer that loads: {str(error).splitlines()[0]}") from error
+
+
+def build_model(
+    options: ModelArguments,
+    auto_class: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    lora: LoraArguments | None = None,
+    trained: Path | None = None,
+    on_meta: bool = False,
+    **fields: Any,
+) -> PreTrainedModel:
+    """The model of a run, with float32 weights, in training mode; with adapters where `lora` asks for them.
+
+    Args:
+        options: the form or the checkpoint.
+        auto_class: the Auto class of the head, such as `AutoModelForMaskedLM`.
+        tokenizer: gives a new model its vocabulary and its special ids; one that goes on must have room for it.
+        trained: the folder of a run that came to its end, to be read back instead.
+        on_meta: build shapes alone, for a dry run.
+        fields: of the config, such as `num_labels`; they win over the form's own.
+
+    Raises:
+        ValueError: for both or neither of a form and a model, a form of another shape than the head's, a checkpoint that lacks
+            weights of the body, or a vocabulary too small for the tokenizer.
+    """
+    uses_lora = lora is not None and lora.use_peft
+    if trained is not None and not uses_lora:
+        return auto_class.from_pretrained(trained, attn_implementation=options.attn_implementation)
+    if (options.form is None) == (options.model is None):
+        raise ValueError("Give `form`, to train a new model, or `model`, to go on from one; not both.")
+    if options.model is not None:
+        if options.set:
+            raise ValueError("`set` changes a new model's form; a trained one is changed by `variform surgery`.")
+        model = load_model(options, auto_class, on_meta, fields)
+    else:
+        config = make_config(options, tokenizer, fields)
+        check_shape(config, auto_class, "form")
+        model = from_form(config, auto_class, options.attn_implementation, on_meta)
+    check_vocabulary(model.config, tokenizer)
+    if uses_lora:
+        if trained is not None:
+            return load_adapter_strictly(model, trained, is_trainable=True)
+        from peft import get_peft_model  # an extra
+
+        model = get_peft_model(model, lora_config(model, lora))
+    return model.train()
+
+
+def make_config(
+    options: ModelArguments, tokenizer: PreTrainedTokenizerBase, fields: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """The config of a new model: the form, its changes, the tokenizer's vocabulary and ids, and then `fields`."""
+    form = read_form(options)
+    form.update(fields)
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    form.update({name: index for name, index in ids.items() if index is not None})
+    if form.get("model_type") == "variform_encoder_decoder":
+        for stack in ("encoder", "decoder"):
+            form[stack] = {**form.get(stack, {}), "vocab_size": len(tokenizer)}
+        start = ids["bos_token_id"] if ids["bos_token_id"] is not None else ids["pad_token_id"]
+        form.setdefault("decoder_start_token_id", start)
+    else:
+        form["vocab_size"] = len(tokenizer)
+    return config_from_dict(form)
+
+
+def read_form(options: ModelArguments) -> dict[str, Any]:
+    """The fields of a new model as the recipe and the command line give them, `set` included.
+
+    Raises:
+        ValueError: for text that is neither a mapping nor a form's name nor a file, or a change without `=`.
+    """
+    text = str(options.form)
+    form = dict(yaml.load(text, FormLoader)) if text.startswith("{") else load_fields(text)
+    for change in options.set:
+        path, equals, value = change.partition("=")
+        if not equals:
+            raise ValueError(f"`set` takes FIELD=VALUE, got {change!r}.")
+        *parents, name = path.split(".")
+        for place in places(form, parents, name):
+            place[name] = yaml.load(value, FormLoader)
+    return form
+
+
+def places(form: dict[str, Any], parents: list[str], name: str) -> list[dict[str, Any]]:
+    """The mappings of a form that a change of the field `name` goes into: of an encoder-decoder, both stacks or its own."""
+    if form.get("model_type") == "variform_encoder_decoder":
+        own = {item.name for item in dataclasses.fields(VariformEncoderDecoderConfig)}
+        stacks = parents or ([] if name in own else ["encoder", "decoder"])
+        for stack in stacks:
+            form[stack] = dict(form.get(stack) or {})  # a recipe's stacks may be one mapping
+        return [form[stack] for stack in stacks] or [form]
+    if parents:
+        raise ValueError(
+            f"`set` {'.'.join([*parents, name])}: a {form.get('model_type')} has no stacks; write `{name}`."
+        )
+    return [form]
+
+
+def from_form(config: PreTrainedConfig, auto_class: Any, attn_implementation: str | None, on_meta: bool) -> Any:
+    with torch.device("meta" if on_meta else "cpu"):
+        return auto_class.from_config(config, attn_implementation=attn_implementation)
+
+
+def load_model(options: ModelArguments, auto_class: Any, on_meta: bool, fields: Mapping[str, Any]) -> PreTrainedModel:
+    """The model to go on from, under the head that is asked for; a head that the checkpoint does not have is new."""
+    check_remote_code(str(options.model), options.revision, options.trust_remote_code)
+    path, gguf = split_gguf(str(options.model))
+    loading: dict[str, Any] = {"attn_implementation": options.attn_implementation, "dtype": torch.float32}
+    if gguf:
+        return from_hf(path, auto_class=auto_class, **gguf, **loading)
+    folder = find_folder(path, revision=options.revision)
+    config = AutoConfig.from_pretrained(folder)
+    is_ours = config.model_type in AUTO_MAP
+    family = None if is_ours else family_of(config)
+    saved = None if family is None else family.auto_class_of(saved_architecture(config))
+    if on_meta:
+        form = config if family is None else family.read_form(config, saved)
+        for name, value in fields.items():
+            setattr(form, name, value)
+        check_shape(form, auto_class, "model")
+        return from_form(form, auto_class, options.attn_implementation, on_meta)
+    if is_ours:
+        check_shape(config, auto_class, "model")
+        # A head of another size, for other labels, is as good as none
+        model, info = auto_class.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **loading, **fields
+        )
+        refuse_missing(model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}, options)
+        return model
+    if saved == auto_class.__name__ and not fields:
+        return from_hf(folder, auto_class=auto_class, **loading)
+    return with_head(from_hf(folder, **loading), auto_class, options, fields)
+
+
+def with_head(source: PreTrainedModel, auto_class: Any, options: ModelArguments, fields: Mapping[str, Any]) -> Any:
+    """A model with a new head over the body of another."""
+    for name, value in fields.items():
+        setattr(source.config, name, value)
+    check_shape(source.config, auto_class, "model")
+    model = auto_class.from_config(source.config, attn_implementation=options.attn_implementation)
+    found = model.base_model.load_state_dict(source.base_model.state_dict(), strict=False)
+    prefix = f"{model.base_model_prefix}."
+    refuse_missing(model, {prefix + name for name in found.missing_keys}, options)
+    return model
+
+
+def refuse_missing(model: PreTrainedModel, missing: set[str], options: ModelArguments) -> None:
+    """Raises ValueError where the body of a model would start from random weights; a head, with its pooler, may be new."""
+    body = sorted(name for name in missing if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name)
+    if body and not options.allow_missing:
+        names = ", ".join(body[:SHOWN]) + (" ..." if len(body) > SHOWN else "")
+        raise ValueError(
+            f"`model={options.model}` lacks {len(body)} tensors of the body: {names}. Pass `allow_missing` to start from "
+            "random weights there."
+        )
+
+
+def check_shape(config: PreTrainedConfig, auto_class: Any, name: str) -> None:
+    """Raises ValueError for a form that has no such head."""
+    if auto_class.__name__ not in AUTO_MAP[config.model_type]:
+        fitting = [model_type for model_type, classes in AUTO_MAP.items() if auto_class.__name__ in classes]
+        raise ValueError(f"`{name}` is a {config.model_type}; this script trains one of: {', '.join(fitting)}.")
+
+
+def check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError where the tokenizer has ids that the model has no vector for."""
+    size = config.get_text_config().vocab_size
+    if len(tokenizer) > size:
+        raise ValueError(
+            f"`tokenizer` has {len(tokenizer)} tokens, the model's `vocab_size` is {size}: call "
+            "`resize_token_embeddings` on the model and save it, or take the tokenizer that belongs to it."
+        )
+
+
+def check_length(config: PreTrainedConfig, length: int, name: str = "max_length", *, stack: str = "decoder") -> None:
+    """Raises ValueError where sequences are longer than a table of learned positions.
+
+    Args:
+        length: tokens of the longest sequence, as the argument `name` gives it.
+        stack: of an encoder-decoder, which one is fed.
+    """
+    form = getattr(config, stack, config)
+    if form.position_embedding_type == "learned" and length > form.max_position_embeddings:
+        raise ValueError(
+            f"`{name}={length}` exceeds the model's table of {form.max_position_embeddings} learned positions "
+            "(`max_position_embeddings`): shorten the sequences, or lengthen the table with `variform surgery sparsify`."
+        )
+
+
+def split_gguf(source: str) -> tuple[str, dict[str, str]]:
+    """A path that names a GGUF file as folder and `gguf_file`, the arguments of `from_pretrained`."""
+    path = Path(source)
+    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (source, {})
+
+
+def form_of(options: ModelArguments, config: PreTrainedConfig) -> dict[str, Any]:
+    """What a card says of the form: the fields that were asked for or, of a model that goes on, all but the defaults."""
+    return read_form(options) if options.form is not None else json.loads(config.to_json_string())

@@ -1,0 +1,156 @@
+"""Where a run's model comes from: a form, our checkpoints, foreign ones; whole or refused, under any head."""
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import variform
+from variform.training.lora import LoraArguments
+from variform.training.models import build_model, check_length, load_tokenizer, make_config
+from variform.training.options import ModelArguments
+from variform.training.tokenizer import train_tokenizer
+
+STACK = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+ENCODER = {"model_type": "variform_encoder", **STACK}
+BERT = BertConfig(vocab_size=300, **STACK, max_position_embeddings=32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([" ".join(f"word{number * number}" for number in range(200))], 300)
+
+
+def options(**values) -> ModelArguments:
+    if isinstance(values.get("form"), dict):
+        values["form"] = json.dumps(values["form"])
+    return ModelArguments(**values)
+
+
+def test_a_new_model_has_the_vocabulary_and_ids_of_its_tokenizer(tokenizer):
+    model = build_model(options(form=ENCODER), AutoModelForMaskedLM, tokenizer)
+    assert (model.config.vocab_size, model.config.pad_token_id) == (300, tokenizer.pad_token_id)
+    assert model.training and model.dtype == torch.float32
+
+
+def test_a_form_can_be_named_and_changed(tokenizer):
+    changed = options(form="bert-base", set=["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2"])
+    config = make_config(changed, tokenizer, {"num_labels": 3})
+    assert (config.hidden_size, config.num_hidden_layers, config.num_labels, config.norm_placement) == (16, 1, 3, "post")
+
+
+def test_a_change_of_an_encoder_decoder_reaches_both_stacks_or_the_one_it_names(tokenizer):
+    stacks = {"encoder": STACK, "decoder": STACK}
+    form = {"model_type": "variform_encoder_decoder", **stacks}
+    config = make_config(
+        options(form=form, set=["norm_placement=post", "decoder.num_hidden_layers=1", "label_smoothing=0.1"]), tokenizer, {}
+    )
+    assert (config.encoder.norm_placement, config.decoder.norm_placement) == ("post", "post")
+    assert (config.encoder.num_hidden_layers, config.decoder.num_hidden_layers) == (2, 1)
+    assert config.label_smoothing == 0.1 and config.decoder_start_token_id == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("saved", [AutoModelForMaskedLM, AutoModelForSequenceClassification])
+def test_our_checkpoint_goes_on_under_any_head(tokenizer, tmp_path, saved):
+    first = build_model(options(form=ENCODER), saved, tokenizer)
+    first.save_pretrained(tmp_path)
+    second = build_model(
+        options(model=str(tmp_path)), AutoModelForSequenceClassification, tokenizer, id2label={0: "x", 1: "y", 2: "z"}
+    )
+    assert second.config.num_labels == 3
+    for name, weight in first.base_model.state_dict().items():
+        if "pooler" not in name:
+            torch.testing.assert_close(second.base_model.state_dict()[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("labels", [{}, {"id2label": {0: "x", 1: "y", 2: "z"}}])
+def test_a_foreign_checkpoint_goes_on_under_its_head_or_a_new_one(tokenizer, tmp_path, labels):
+    torch.manual_seed(0)
+    native = BertForMaskedLM(BERT).eval()
+    native.save_pretrained(tmp_path)
+    auto_class = AutoModelForSequenceClassification if labels else AutoModelForMaskedLM
+    model = build_model(options(model=str(tmp_path)), auto_class, tokenizer, **labels).eval()
+    ids = torch.randint(5, 300, (2, 9))
+    theirs = native.bert(ids).last_hidden_state
+    torch.testing.assert_close(model.base_model(ids).last_hidden_state, theirs, rtol=0, atol=1e-5)
+    if labels:
+        assert model(ids).logits.shape == (2, 3)
+    else:
+        torch.testing.assert_close(model(ids).logits, native(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_a_decoder_of_another_family_takes_adapters(tokenizer, tmp_path):
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, **STACK)).save_pretrained(tmp_path)
+    model = build_model(
+        options(model=str(tmp_path)), AutoModelForCausalLM, tokenizer, lora=LoraArguments(use_peft=True, lora_r=2)
+    )
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+
+
+def test_a_body_that_lacks_weights_is_refused_unless_that_is_allowed(tokenizer, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    build_model(options(form=ENCODER), AutoModelForMaskedLM, tokenizer).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = {name: weight for name, weight in load_file(path).items() if "layers.1.mlp" not in name}
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks \d+ tensors of the body: .*layers\.1\.mlp.*`allow_missing`"):
+        build_model(options(model=str(tmp_path)), AutoModelForMaskedLM, tokenizer)
+    build_model(options(model=str(tmp_path), allow_missing=True), AutoModelForMaskedLM, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("given", "auto_class", "sentence"),
+    [
+        ({}, AutoModelForMaskedLM, "Give `form`, .* or `model`"),
+        ({"form": ENCODER, "model": "x"}, AutoModelForMaskedLM, "not both"),
+        ({"form": ENCODER}, AutoModelForCausalLM, "`form` is a variform_encoder; this script trains one of: variform_decoder"),
+        ({"form": ENCODER}, AutoModelForSeq2SeqLM, "trains one of: variform_encoder_decoder"),
+        ({"form": {**ENCODER, "hiden_size": 9}}, AutoModelForMaskedLM, "hidden_size"),
+        ({"form": ENCODER, "set": ["hidden_size"]}, AutoModelForMaskedLM, "`set` takes FIELD=VALUE"),
+        ({"form": ENCODER, "set": ["encoder.hidden_size=8"]}, AutoModelForMaskedLM, "has no stacks; write `hidden_size`"),
+        ({"model": "x", "set": ["hidden_size=8"]}, AutoModelForMaskedLM, "`set` changes a new model's form"),
+    ],
+)
+def test_bad_starts_are_refused_in_one_sentence(tokenizer, given, auto_class, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        build_model(options(**given), auto_class, tokenizer)
+
+
+def test_a_vocabulary_too_small_and_texts_too_long_are_refused(tokenizer, tmp_path):
+    variform.from_config({**ENCODER, "vocab_size": 99}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`tokenizer` has 300 tokens, the model's `vocab_size` is 99"):
+        build_model(options(model=str(tmp_path)), AutoModelForMaskedLM, tokenizer)
+    learned = make_config(
+        options(form={**ENCODER, "position_embedding_type": "learned", "max_position_embeddings": 32}), tokenizer, {}
+    )
+    check_length(learned, 32)
+    with pytest.raises(ValueError, match="`max_length=33` exceeds the model's table of 32 learned positions"):
+        check_length(learned, 33)
+    check_length(make_config(options(form=ENCODER), tokenizer, {}), 10**6)
+
+
+def test_a_dry_run_builds_no_weights(tokenizer, tmp_path):
+    BertForMaskedLM(BERT).save_pretrained(tmp_path)
+    for given in ({"form": ENCODER}, {"model": str(tmp_path)}):
+        model = build_model(options(**given), AutoModelForMaskedLM, tokenizer, on_meta=True)
+        assert {weight.device.type for weight in model.parameters()} == {"meta"}
+
+
+def test_a_tokenizer_must_be_named_or_lie_beside_the_model(tmp_path):
+    with pytest.raises(ValueError, match="A new model needs a `tokenizer`"):
+        load_tokenizer(options(form=ENCODER))
+    with pytest.raises(ValueError, match="has no tokenizer that loads"):
+        load_tokenizer(options(model=str(tmp_path)))
+    assert len(load_tokenizer(options(tokenizer="bytes"))) == 257
