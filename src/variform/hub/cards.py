@@ -14,7 +14,7 @@ from transformers.utils import logging
 from .facts import environment, form_facts
 from .paths import shorten_all
 from .pictures import pictures_of
-from .usage import checks_of, task_of, usage_of
+from .usage import checks_of, read_usage, task_of, usage_of
 
 __all__ = [
     "CardFacts",
@@ -164,7 +164,7 @@ def make_card(facts: CardFacts, folder: str | Path | None = None, usage: dict[st
 
     Args:
         facts: what it says.
-        folder: where the pictures are that it shows; none without.
+        folder: of the model, and of the pictures that the card shows; none without.
         usage: arguments of `usage_of`, such as the repo to load from. Default: the folder that the card lies in.
     """
     facts = shorten_all(facts)
@@ -179,9 +179,8 @@ def make_card(facts: CardFacts, folder: str | Path | None = None, usage: dict[st
     )
     values = {**vars(facts), **units_of(facts)}
     if facts.auto_class and not facts.usage:
-        values["usage"] = usage_of(
-            **{"auto_class": facts.auto_class, "folder": ".", "example": facts.example, **(usage or {})}
-        )
+        told = {"folder": ".", **(read_usage(Path(folder)) if folder is not None else {}), **(usage or {})}
+        values["usage"] = usage_of(facts.auto_class, example=facts.example, **told)
     if facts.auto_class and not facts.checks:
         values["checks"] = checks_of(facts.auto_class)
     pictures = pictures_of(folder) if folder is not None else []

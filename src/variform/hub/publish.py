@@ -236,28 +236,20 @@ def write_final_card(
 ) -> str:
     """Writes the card of the published model, and says where it is from; one that was edited by hand is kept."""
     run = subject.run
+    facts = CardFacts.load(run) if (run / FACTS_FILE).is_file() else bare_facts(subject, repo_id)
     if is_edited(run):
         copy_files(run, target, {CARD_FILE})
         return f"Card: {CARD_FILE} of the run as it was edited."
-    facts = CardFacts.load(run) if (run / FACTS_FILE).is_file() else bare_facts(subject, repo_id)
     facts.auto_class = subject.auto_class
-    if native is None and subject.base is None:
-        draw_pictures(target)
+    if subject.base is None:
+        draw_pictures(target, run)
     if native is not None:
-        facts.adapters = {
-            **facts.adapters,
-            "Published as": f"a native `{native}` model, converted from Variform exactly",
-        }
-    usage: dict[str, Any] = {
-        "folder": repo_id or ".",
-        "remote_code": native is None and subject.config.model_type in AUTO_MAP,
-        "has_tokenizer": (target / "tokenizer_config.json").is_file(),
-        "is_encoder_decoder": bool(subject.config.is_encoder_decoder),
-        "base": (base_model or subject.base or ""),
-    }
+        facts.not_preserved = [*facts.not_preserved, f"Converted from Variform to a native `{native}` model, exactly."]
+    usage: dict[str, Any] = {"folder": repo_id or "."}
     if subject.base is not None:
         facts.base_model = base_model or subject.base
         facts.metadata = {**facts.metadata, "library_name": "peft"}
+        usage["remote_code"] = subject.config.model_type in AUTO_MAP
     make_card(facts, target, usage).save(target / CARD_FILE)
     missing = "" if "license" in facts.metadata else " It names no licence: add one to `metadata` in card.json."
     return f"Card: written from {FACTS_FILE if (run / FACTS_FILE).is_file() else 'the config'}.{missing}"

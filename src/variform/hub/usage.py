@@ -1,14 +1,17 @@
 """Of each Auto class: its task on the Hub, a snippet that runs, and what an author should check before others use a model."""
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from transformers.utils import CONFIG_NAME
 
 # Every snippet reads `inputs`, which its task makes of the example, and ends by printing an answer that people can read
 LOAD = """\
 from transformers import {auto_class}, AutoTokenizer
 
 path = {folder}{comment}
-tokenizer = AutoTokenizer.from_pretrained(path)
+tokenizer = AutoTokenizer.from_pretrained(path{trust})
 model = {auto_class}.from_pretrained(path{trust}).eval()
 """
 LOAD_ADAPTER = """\
@@ -20,7 +23,6 @@ tokenizer = AutoTokenizer.from_pretrained(path)
 base = {auto_class}.from_pretrained({base}{trust})
 model = PeftModel.from_pretrained(base, path).eval()
 """
-WITHOUT_TOKENIZER = "tokenizer = AutoTokenizer.from_pretrained(path)\n"
 
 
 class Task(NamedTuple):
@@ -163,6 +165,20 @@ def known(auto_class: str) -> Task:
     return TASKS[auto_class]
 
 
+def read_usage(folder: Path) -> dict[str, Any]:
+    """What a folder tells a snippet about its model, as arguments of `usage_of`."""
+    config, adapter = (
+        json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        for name in (CONFIG_NAME, "adapter_config.json")
+    )
+    told: dict[str, Any] = {"has_tokenizer": (folder / "tokenizer_config.json").is_file()}
+    if config:
+        told |= {"remote_code": "auto_map" in config, "is_encoder_decoder": config.get("is_encoder_decoder", False)}
+    elif adapter:
+        told["base"] = adapter.get("base_model_name_or_path") or ""
+    return told
+
+
 def usage_of(
     auto_class: str,
     folder: str,
@@ -199,7 +215,8 @@ def usage_of(
     if not has_tokenizer:
         imports = f"from transformers import {auto_class}, AutoTokenizer"
         code = code.replace(imports, f"import torch\nfrom transformers import {auto_class}")
-        return code.replace(WITHOUT_TOKENIZER, "") + plain_call(auto_class, is_encoder_decoder)
+        code = "".join(line for line in code.splitlines(keepends=True) if not line.startswith("tokenizer = "))
+        return code + plain_call(auto_class, is_encoder_decoder)
     text = task.example if example is None else example
     text = tuple(text) if isinstance(text, list) else text  # as JSON keeps a pair
     decoder_inputs = 'inputs["decoder_input_ids"] = inputs.input_ids\n' if is_encoder_decoder else ""
