@@ -120,6 +120,11 @@ def version_tuple(version: str) -> tuple[int, ...]:
 
 def check_sizes(config: Any) -> None:
     """Sizes as they are given, before the others are derived from them."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        refuse(
+            isinstance(value, float) and not math.isfinite(value), f"`{field.name}={value}` must be a finite number."
+        )
     counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     for name in counts:
         refuse(getattr(config, name) < 1, f"`{name}={getattr(config, name)}` must be at least 1.")
@@ -421,8 +426,8 @@ def check_rope(config: Any) -> None:
         one_of("rope_parameters['rope_type']", rope_type, ["default", *ROPE_INIT_FUNCTIONS])
         theta = parameters.get("rope_theta")
         refuse(
-            not isinstance(theta, (int, float)) or theta <= 0,
-            f"`rope_parameters['rope_theta']={theta}` must be above 0.",
+            not isinstance(theta, (int, float)) or not 0 < theta < math.inf,
+            f"`rope_parameters['rope_theta']={theta}` must be a finite number above 0.",
         )
         rotated = int(config.head_dim * parameters.get("partial_rotary_factor", 1.0))
         refuse(

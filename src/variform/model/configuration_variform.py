@@ -18,6 +18,7 @@ from .checks import (
     checked,
     refuse,
 )
+from .limits import check_lengths, check_parameters, check_stored
 from .local_patterns import SlidingWindow
 from .pattern_base import Pattern
 from .patterns import parse
@@ -73,6 +74,16 @@ class VariformBaseConfig(PreTrainedConfig):
         output = super().to_dict()
         output["variform_version"] = VERSION
         return output
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "VariformBaseConfig":
+        """A config from what a file holds; `kwargs`, which the caller gives, are not judged as the file is.
+
+        Raises:
+            ValueError: as the class does, and for what no file may hold; see `check_stored`.
+        """
+        check_stored(config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
         # Written whole: transformers alone would record only the head being saved
@@ -286,6 +297,7 @@ class VariformStackConfig(VariformBaseConfig):
 
     def __post_init__(self, **kwargs):
         check_keys(self, kwargs, VERSION)
+        check_lengths(self)
         check_sizes(self)
         if self.intermediate_size is None:
             gated = 64 * math.ceil(self.hidden_size * 8 / 3 / 64)
@@ -304,6 +316,7 @@ class VariformStackConfig(VariformBaseConfig):
         self.attention_patterns = [parse(spec).to_dict() for spec in self.attention_patterns]
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
         self._set_experts()
+        check_parameters(self)
         check_memory(self)
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
@@ -551,6 +564,7 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             stack[name] = getattr(self, name) if getattr(self, name) is not None else stack.get(name)
         stack.setdefault("use_cache", self.use_cache)
+        stack.pop("auto_map", None)  # of a stack that was saved on its own; the pair's names all code
         if stack.get("residual_streams", 1) != 1:
             stack.setdefault("tie_word_embeddings", False)  # the only head is the pair's
         wanted = self.sub_configs_defaults[side].model_type

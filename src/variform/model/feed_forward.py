@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .norms import make_dropout, mark_residual_writer
+from .norms import make_dropout, mark_residual_writer, saturate
 
 
 class FeedForward(nn.Module):
@@ -32,7 +32,8 @@ class FeedForward(nn.Module):
         if self.gate_proj is None:
             inner = self.act_fn(self.up_proj(hidden_states))  # (batch, seq, intermediate_size)
         else:
-            inner = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+            inner = saturate(self.act_fn(self.gate_proj(hidden_states))) * saturate(self.up_proj(hidden_states))
+        inner = saturate(inner)
         if self.dropout is not None:
             inner = self.dropout(inner)
         return self.down_proj(inner)

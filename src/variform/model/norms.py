@@ -64,6 +64,14 @@ class LayerScale(nn.Module):
         return hidden_states * self.weight
 
 
+def saturate(hidden_states: torch.Tensor) -> torch.Tensor:
+    """float16 ends at 65504, which wide networks exceed (T5's do): what is beyond stays there, where inf would become NaN."""
+    if hidden_states.dtype != torch.float16:
+        return hidden_states
+    most = torch.finfo(torch.float16).max
+    return hidden_states.clamp(-most, most)
+
+
 def mark_residual_writer(linear: Any) -> None:
     """Marks a projection whose output is added to the residual stream: it starts smaller, see `_init_weights`."""
     linear.writes_residual = True
@@ -104,10 +112,10 @@ class Residual(nn.Module):
     def leave(self, hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
         """The residual stream with the sublayer's output `branch` added: `(batch, seq, hidden_size)`."""
         if self.branch_norm is not None:
-            branch = self.branch_norm(branch)
+            branch = self.branch_norm(saturate(branch))
         if self.layer_scale is not None:
             branch = self.layer_scale(branch)
         if self.dropout is not None:
             branch = self.dropout(branch)
-        hidden_states = hidden_states + branch
+        hidden_states = saturate(hidden_states + branch)
         return hidden_states if self.output_norm is None else self.output_norm(hidden_states)

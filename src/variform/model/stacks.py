@@ -1,16 +1,15 @@
 """The stack: positions once, masks once, the loop over the layers. An encoder and a decoder are each one stack."""
 
-import difflib
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
-from transformers.utils import TransformersKwargs, is_torchdynamo_compiling
 from transformers.utils.output_capturing import OutputRecorder
 
 from .attention import Attention, GlobalRows, merge
 from .embeddings import TextEmbeddings, look_up
+from .inputs import check_inputs, check_mask, refuse_unknown, warn_beyond_training
 from .layers import TransformerLayer
 from .masks import (
     Scene,
@@ -31,16 +30,6 @@ from .moe import Router
 from .norms import make_norm
 from .pattern_base import Pattern, PrefixLm
 from .positions import Distances, count_positions, key_positions, make_position_hooks, packed_documents
-
-# What a forward names: a keyword close to one of these is a slip of the pen
-ARGUMENTS = frozenset(
-    {"input_ids", "attention_mask", "position_ids", "token_type_ids", "inputs_embeds", "past_key_values", "use_cache"}
-    | {"labels", "shift_labels", "start_positions", "end_positions", "logits_to_keep", "skip_logits"}
-    | {"encoder_outputs", "encoder_hidden_states", "encoder_attention_mask", "encoder_position_ids"}
-    | {"decoder_input_ids", "decoder_attention_mask", "decoder_position_ids", "decoder_inputs_embeds"}
-    | {"global_attention_mask", "prefix_lengths", "pixel_values", "input_features"}
-)
-PASSED_ON = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "cache_position", "debug_io"}
 
 
 class Lowered(NamedTuple):
@@ -107,6 +96,8 @@ class TransformerStack:
         if self.has_experts and config.router_type == "sigmoid_bias":
             # Moved by steps that half precision would round away
             self._keep_in_fp32_modules_strict = ["e_score_correction_bias"]
+        # An encoder-decoder's caller knows the decoder's arguments by these names
+        self.argument_prefix = "" if encoder_size is None else "decoder_"
         self.gradient_checkpointing = False
 
     def run(
@@ -144,11 +135,12 @@ class TransformerStack:
             ValueError: for ids, positions or masks that do not fit, naming them.
             TypeError: for a keyword that resembles an argument and is none.
         """
-        refuse_near_misses(kwargs)
-        check_inputs(input_ids, inputs_embeds, position_ids, self.config.embedding_size)
+        side = self.argument_prefix
+        refuse_unknown(kwargs, self)
+        check_inputs(input_ids, inputs_embeds, position_ids, self.config.embedding_size, side)
         if inputs_embeds is None:
-            inputs_embeds = look_up(self.embed_tokens, input_ids, "input_ids")
-        check_mask(attention_mask, inputs_embeds, past_key_values)
+            inputs_embeds = look_up(self.embed_tokens, input_ids, f"{side}input_ids")
+        check_mask(attention_mask, inputs_embeds, past_key_values, name=f"{side}attention_mask")
         self._check_marks(global_attention_mask, prefix_lengths, inputs_embeds, past_key_values)
         cache = past_key_values.self_attention_cache if is_pair_cache(past_key_values) else past_key_values
         if cache is not None and self.sorts_texts:
@@ -177,12 +169,15 @@ class TransformerStack:
             position_ids = self._count(inputs_embeds, attention_mask, cache)
         elif is_first_call(cache) and (attention_mask is None or is_plain_mask(attention_mask)):
             documents = packed_documents(position_ids, attention_mask)
+            documents = None if documents is None else documents.expand(len(inputs_embeds), -1)
         if documents is not None and self.config.routes_by_row:
             raise ValueError(
                 "`position_ids` restart inside a row, a pack of documents, which would compete for experts: `router_type="
                 "'expert_choice'` and expert capacities count over whole rows; give one document a row, or let tokens choose "
                 "without capacity."
             )
+        if documents is None:
+            warn_beyond_training(self.config, cache, inputs_embeds.shape[1])
 
         hidden_states = self.embeddings(inputs_embeds, position_ids, token_type_ids)
         premade = None if is_plain_mask(attention_mask) else attention_mask
@@ -348,32 +343,6 @@ class TransformerStack:
         return torch.where(keep, output, inputs)
 
 
-def check_inputs(input_ids: Any, inputs_embeds: Any, position_ids: Any, embedding_size: int) -> None:
-    """Refuses ids, embeddings and positions of a wrong shape; costs no kernel.
-
-    Raises:
-        ValueError: naming the argument, its shape and the one expected.
-    """
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-    if inputs_embeds is None:
-        name, inputs, expected, fits = "input_ids", input_ids, "(batch, sequence)", input_ids.ndim == 2
-    else:
-        name, inputs, expected = "inputs_embeds", inputs_embeds, f"(batch, sequence, {embedding_size})"
-        fits = inputs.ndim == 3 and inputs.shape[2] == embedding_size
-    if not fits:
-        raise ValueError(f"`{name}` has shape {tuple(inputs.shape)}; expected {expected}.")
-    batch, length = inputs.shape[:2]
-    if batch == 0 or length == 0:
-        raise ValueError(f"`{name}` is empty: shape {tuple(inputs.shape)}; give at least one sequence of one token.")
-    if position_ids is None or is_traced():
-        return
-    if tuple(position_ids.shape) not in ((batch, length), (1, length)):
-        raise ValueError(
-            f"`position_ids` has shape {tuple(position_ids.shape)}, expected {(batch, length)}: one position a token."
-        )
-
-
 def check_memory(cache: Cache, config: Any, batch: int) -> None:
     """Refuses a cache that does not keep each layer's last inputs, or keeps those of other sequences; costs no kernel.
 
@@ -405,36 +374,3 @@ def recall(cache: Cache, hidden_states: torch.Tensor, layer_idx: int) -> torch.T
     inputs = hidden_states.detach()[:, None]  # (batch, 1, seq, hidden_size)
     kept, _ = cache.update(inputs, inputs[..., :0], layer_idx)
     return kept[:, 0, : -hidden_states.shape[1]]
-
-
-def check_mask(
-    mask: Any, inputs: torch.Tensor, past_key_values: Cache | None = None, name: str = "attention_mask"
-) -> None:
-    """Refuses a 2-D mask that has not one entry for each cached and each given token; costs no kernel.
-
-    Raises:
-        ValueError: naming the mask, its shape and the one expected.
-    """
-    if not is_plain_mask(mask) or is_traced():
-        return
-    is_static = past_key_values is not None and past_key_values.is_compileable
-    # A static cache's count stays on its device; its mask may be as long as the cache
-    past_length = 0 if is_static else seen_tokens(past_key_values)
-    batch, length = inputs.shape[:2]
-    total = past_length + length
-    fits = mask.shape[1] >= total if is_static else mask.shape[1] == total
-    if mask.shape[0] != batch or not fits:
-        raise ValueError(
-            f"`{name}` has shape {tuple(mask.shape)}, expected {(batch, total)}: one entry for each of the {past_length} "
-            f"cached and {length} given tokens of {batch} sequences."
-        )
-
-
-def refuse_near_misses(kwargs: dict) -> None:
-    """Raises `TypeError` for a keyword that resembles an argument; other keywords go down to the attention function."""
-    if is_torchdynamo_compiling() or kwargs.keys() <= PASSED_ON:
-        return
-    for key in kwargs.keys() - PASSED_ON:
-        near = difflib.get_close_matches(key, ARGUMENTS, n=1, cutoff=0.8)
-        if near and key not in ARGUMENTS:
-            raise TypeError(f"forward() got an unexpected keyword `{key}`; did you mean `{near[0]}`?")
