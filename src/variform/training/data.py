@@ -51,7 +51,7 @@ def load_data(arguments: DataArguments, needs: Sequence[str] = ("text",)) -> Dat
         if not len(rows):
             raise ValueError(f"No example is left for the split `{split}`.")
     info = data["train"].info
-    info.description = " ".join(filter(None, [info.description, budget.report()]))
+    info.description = "; ".join(filter(None, [info.description, budget.report()]))
     data = _encode_labels(data.remove_columns(PLACE))
     limits = {"train": arguments.max_train_examples, "validation": arguments.max_eval_examples}
     return DatasetDict({split: _first(rows, limits[split]) for split, rows in data.items()})
@@ -97,7 +97,7 @@ def _hold_out(rows: Dataset, arguments: DataArguments, needs: Sequence[str]) -> 
     held_out = set(distinct[:size])
     rows.info.description = (
         f"{size:,} of {len(distinct):,} different examples held out by a shuffle with seed {arguments.split_seed}; "
-        "equal ones stay on one side."
+        "equal ones stay on one side"
     )
     sides: dict[str, list[int]] = {"train": [], "validation": []}
     for number, key in enumerate(keys):

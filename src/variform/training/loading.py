@@ -42,7 +42,7 @@ class BadRows:
         """What a card says of those left out."""
         for row in self.rows[:SHOWN]:
             logger.warning("left out: %s", row)
-        return f"{len(self.rows):,} rows that could not be used were left out." if self.rows else ""
+        return f"{len(self.rows):,} rows that could not be used were left out" if self.rows else ""
 
 
 def load_source(arguments: DataArguments, needs: Sequence[str]) -> DatasetDict:

