@@ -214,6 +214,20 @@ class PackingCollator:
         return [self.start_id, *(self.pad_id if token == -100 else token for token in target[:-1])]
 
 
+class PackedOrPlain:
+    """Collates packed rows, which are trained on, and plain examples, which are judged, for a Trainer that has one collator.
+
+    Args:
+        packed: for a row that is a list of examples. plain: for rows that are examples.
+    """
+
+    def __init__(self, packed: PackingCollator, plain: Callable):
+        self.packed, self.plain = packed, plain
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        return self.packed(rows) if isinstance(rows[0], list) else self.plain(rows)
+
+
 def read(rows: Sequence[Sequence[Example]], name: str) -> Rows:
     """A field of all examples, given as lists, arrays or tensors; a single number is a list of one."""
     return [[np.atleast_1d(np.asarray(example[name])).tolist() for example in row] for row in rows]
