@@ -87,6 +87,8 @@ def find_problem(role: str, value: Any, example: Any) -> str | None:
         return f"`{role}` must be a list with at least one member, not {value!r:.40}"
     if role == "answers":
         return _answers_problem(value)
+    if role == "label" and isinstance(value, int) and value < 0:
+        return f"`label` is {value}, which stands for no label: classes are numbered from 0"
     if not _same_kind(value, example):
         return f"`{role}` is {_kind(value)} ({value!r:.40}), where the first row has {_kind(example)}"
     return None

@@ -39,8 +39,10 @@ def noise_mask(length: int, *, density: float, mean_span: float, generator: nump
 
 def _segments(total: int, number: int, generator: numpy.random.Generator) -> numpy.ndarray:
     """`number` lengths of at least 1 that add up to `total`, all such rows being equally likely."""
-    ends = numpy.sort(generator.choice(total - 1, size=number - 1, replace=False)) + 1 if number > 1 else []
-    return numpy.diff([0, *ends, total])
+    ends = (
+        numpy.sort(generator.choice(total - 1, size=number - 1, replace=False)) + 1 if total > 1 else numpy.array([])
+    )
+    return numpy.diff(ends, prepend=0, append=total).astype(int)
 
 
 class SpanCorruption(Dataset):

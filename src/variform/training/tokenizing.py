@@ -120,8 +120,15 @@ def tokenize_pairs(
         max_source_length, max_target_length: tokens; what is beyond is cut off.
         prefix: put before each text, such as "translate English to Italian: ".
     """
-    lengths = {"max_source_length": max_source_length, "max_target_length": max_target_length}
-    return _tokenize(data, _pairs, tokenizer, vocab_size, **lengths, prefix=prefix)
+    return _tokenize(
+        data,
+        _pairs,
+        tokenizer,
+        vocab_size,
+        max_source_length=max_source_length,
+        max_target_length=max_target_length,
+        prefix=prefix,
+    )
 
 
 def _pairs(
