@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..conversion.checkpoint import inside, read_index
 from ..model.configuration_variform import AUTO_MAP
 from .cards import CARD_FILE, FACTS_FILE
 from .paths import shorten_all
@@ -60,9 +59,7 @@ def find_run(run: str | Path) -> Path:
         raise FileNotFoundError(f"There is no folder {run}: name the output folder of a run.")
     if (run / ADAPTER_CONFIG).is_file() and (run / ADAPTER_WEIGHTS).is_file():
         return run
-    if (run / CONFIG_NAME).is_file() and any(
-        (run / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-    ):
+    if (run / CONFIG_NAME).is_file() and has_weights(run):
         return run
     if any(run.glob("*.bin")):
         raise ValueError(f"The weights in {run} are pickled: load the model and `save_pretrained` it as safetensors.")
@@ -73,11 +70,19 @@ def find_run(run: str | Path) -> Path:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter alone, without the model that it adapts."""
-    return (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG_NAME).is_file()
+    return (folder / ADAPTER_CONFIG).is_file() and not has_weights(folder)
 
 
-def copy_run(run: Path, folder: Path) -> list[str]:
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds the weights of a whole model, in one file or in shards."""
+    return any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+
+
+def copy_run(run: Path, folder: Path, weights: set[str]) -> list[str]:
     """Copies what belongs to a published model into an empty folder.
+
+    Args:
+        weights: the names of the files that hold them, with their index; none for an adapter.
 
     Returns:
         The names in the run's folder that stay behind.
@@ -85,9 +90,11 @@ def copy_run(run: Path, folder: Path) -> list[str]:
     Raises:
         FileNotFoundError: for a file of weights or of code that is missing. ValueError: for one outside the run's folder.
     """
-    names = find_files(run, PUBLISHED)
-    if not is_adapter(run):
-        names |= set(weights_of(run)) | set(code_of(run))
+    names = find_files(run, PUBLISHED) | weights
+    if is_adapter(run):
+        names -= {CONFIG_NAME, "generation_config.json"}  # of the model that it adapts
+    else:
+        names |= set(code_of(run))
     copy_files(run, folder, names)
     travelled = {name.partition("/")[0] for name in names} | {CARD_FILE, FACTS_FILE}
     return sorted(path.name for path in run.iterdir() if path.name not in travelled)
@@ -107,16 +114,11 @@ def copy_files(run: Path, folder: Path, names: set[str]) -> None:
     for name in sorted(names):
         source, target = run / name, folder / name
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(inside(source.parent, source.name), target)
+        if not source.resolve().is_relative_to(run.resolve()):
+            raise ValueError(f"{source} leads out of {run}: copy the file into the folder.")
+        shutil.copyfile(source, target)
         if name in DESCRIBING:
             shorten_paths_of(target)
-
-
-def weights_of(run: Path) -> list[str]:
-    """The names of the files that hold a model's weights, with their index."""
-    if (run / SAFE_WEIGHTS_NAME).is_file():
-        return [SAFE_WEIGHTS_NAME]
-    return [SAFE_WEIGHTS_INDEX_NAME, *sorted(set(read_index(run / SAFE_WEIGHTS_INDEX_NAME)))]
 
 
 def code_of(run: Path) -> list[str]:

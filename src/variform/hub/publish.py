@@ -11,9 +11,10 @@ import torch
 import transformers
 from rich.console import Console
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..conversion.check import COMPARED, TEXTS, make_inputs
-from ..conversion.checkpoint import refuse_existing, whole_folder
+from ..conversion.checkpoint import Checkpoint, refuse_existing, whole_folder
 from ..conversion.convert import auto_class_of_ours, convert_folder, family_of, quiet, saved_architecture
 from ..model.configuration_variform import AUTO_MAP
 from ..training.reload import outputs_of, prove_outputs, tokens_of
@@ -166,9 +167,10 @@ def assemble(subject: Subject, target: Path, *, native: str | None, base_model: 
             convert_folder(run, target, to=native)
         copy_files(run, target, find_files(run, ABOUT_THE_RUN))
         return []
-    left = copy_run(run, target)
     if base is None:
-        return left
+        index = find_files(run, [SAFE_WEIGHTS_INDEX_NAME])
+        return copy_run(run, target, {path.name for path in Checkpoint(run).files} | index)
+    left = copy_run(run, target, set())
     if base_model is None and Path(base).is_dir():
         raise ValueError(
             f"{run} adapts a model in a folder of this machine: publish that one first and name its repo with "
