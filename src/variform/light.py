@@ -123,8 +123,10 @@ def words_of_table(file: str, name: str) -> list[str]:
     package: Any = importlib.util.find_spec("transformers")
     text = Path(package.submodule_search_locations[0], file).read_text(encoding="utf-8")
     for node in ast.parse(text).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if isinstance(targets[0], ast.Name) and targets[0].id == name and isinstance(node.value, ast.Dict):
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if isinstance(target, ast.Name) and target.id == name and isinstance(node.value, ast.Dict):
             return [ast.literal_eval(key) for key in node.value.keys if key is not None]
     raise NeedsTorch(f"transformers' {file} has no table {name}.")
 
@@ -133,8 +135,8 @@ def stand_ins() -> dict[str, ModuleType]:
     """What is imported in place of torch, transformers and `HEAVY`."""
     activations = words_of_table("activations.py", "ACT2CLS")
     ropes = words_of_table("modeling_rope_utils.py", "ROPE_INIT_FUNCTIONS")
-    names = ("torch", "transformers", "transformers.configuration_utils", "transformers.activations")
-    names += ("transformers.modeling_rope_utils", *(f"{MIRROR}.{name}" for name in HEAVY))
+    names = ["torch", "transformers", "transformers.configuration_utils", "transformers.activations"]
+    names += ["transformers.modeling_rope_utils", *(f"{MIRROR}.{name}" for name in HEAVY)]
     modules: dict[str, ModuleType] = {name: AbsentModule(name) for name in names}
     modules["transformers"].PreTrainedConfig = FieldsOnly  # type: ignore[attr-defined]
     modules["transformers"].GenerationConfig = NoGeneration  # type: ignore[attr-defined]

@@ -58,13 +58,13 @@ def nearest_valid(form: Mapping[str, Any], most_changes: int = 2) -> Changes | N
                 following.append(Candidate(start.distance + candidate.distance, start.changes | candidate.changes))
         level = []
         for candidate in sorted(following, key=lambda found: found.distance):
-            message, tries = refusal(changed(form, candidate.changes)), tries + 1
-            if message is None:
+            reason, tries = refusal(changed(form, candidate.changes)), tries + 1
+            if reason is None:
                 return candidate.changes
             if tries >= MOST_TRIES:
                 return None
-            if message not in seen:  # it leads on
-                seen.add(message)
+            if reason not in seen:  # it leads on
+                seen.add(reason)
                 level.append(candidate)
     return None
 

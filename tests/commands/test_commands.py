@@ -161,7 +161,8 @@ def test_help_teaches_by_examples_that_work(capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().out
     assert [name for name in PATTERNS if f"\n  {name}" not in said] == []
     assert "strided:STRIDE[,heads=merged|split|column]\n      the last `stride` keys" in said
-    examples = re.findall(r"^  variform (show .*)$", said, flags=re.MULTILINE)
+    # Those of models that a reader has are run with some in test_show_texts.py
+    examples = re.findall(r"^  variform (show (?!attention|experts).*)$", said, flags=re.MULTILINE)
     assert len(examples) >= 3 and [main(example.split()) for example in examples] == [0] * len(examples)
     capsys.readouterr()
     with pytest.raises(SystemExit):

@@ -49,6 +49,17 @@ def read_config(name: str) -> Any:
     return family.read_form(config, family.auto_class_of(saved_architecture(config)))
 
 
+def read_model(folder: Path) -> Any:
+    """The model of a folder, under the head that it was saved with; converted where it is a native one."""
+    from ..conversion.convert import from_hf, quiet
+    from ..model.configuration_variform import AUTO_MAP
+    from ..reshaping import load
+
+    with quiet():
+        model = load(folder, None, for_measuring=True)
+        return model if model.config.model_type in AUTO_MAP else from_hf(folder)
+
+
 def read_fields(name: str) -> dict[str, Any] | None:
     """The fields of a form as its file has them, valid or not; None where there is no file of a form of ours."""
     import yaml
