@@ -145,13 +145,15 @@ class SafeTraining(Base):
         safety: how careful the run is; everything else is the Trainer's.
 
     Raises:
-        ValueError: for arguments that Trainer would not heed (`refuse_arguments`).
+        ValueError: for arguments that Trainer would not heed (`refuse_arguments`), an `output_dir` that cannot be written.
     """
 
     def __init__(self, *args: Any, safety: Safety | None = None, **kwargs: Any):
         self.safety = safety or Safety()
+        if training := kwargs.get("args", args[1] if len(args) > 1 else None):  # before Trainer acts on them
+            refuse_arguments(training)
+            check_writable(training.output_dir)
         super().__init__(*args, **kwargs)
-        refuse_arguments(self.args)
         self.args.logging_nan_inf_filter = False  # it writes 0.0 where the loss is NaN
         listeners = [item for item in self.callback_handler.callbacks if isinstance(item, SaveOnInterrupt)]
         self.interruption = listeners[0] if listeners else SaveOnInterrupt()
@@ -185,12 +187,10 @@ class SafeTraining(Base):
             Whether training came to its end; False when a signal stopped it, and all that is needed to go on is saved.
 
         Raises:
-            ValueError: for an `output_dir` that cannot be written, data without a label that counts, a checkpoint that
-                is not whole, a fact that has changed.
+            ValueError: for data without a label that counts, a named checkpoint that is not whole, a fact that changed.
             NonFiniteLossError, DivergedError, CheckpointError: as their names say.
         """
         folder = Path(str(self.args.output_dir))
-        check_writable(folder)
         with self.interruption.listening():
             self._finish_installing(folder)
             if is_trained(folder) and resume == "auto":
@@ -244,14 +244,19 @@ class SafeTraining(Base):
             return
         folder = Path(str(self.args.output_dir))
         is_main = self.is_world_process_zero()
-        with staged_model(folder) if is_main else nullcontext(folder / STAGED_MODEL) as staging:
-            self._wait()
-            super().save_model(str(staging), _internal_call=True)
-            self._wait()
-            if is_main:
-                self.state.save_to_json(str(staging / TRAINER_STATE))
-                commit(staging, {"step": self.state.global_step}, verify=self.safety.verify)
-                install_model(folder)
+        try:
+            with staged_model(folder) if is_main else nullcontext(folder / STAGED_MODEL) as staging:
+                self._wait()
+                super().save_model(str(staging), _internal_call=True)
+                self._wait()
+                if is_main:
+                    self.state.save_to_json(str(staging / TRAINER_STATE))
+                    commit(staging, {"step": self.state.global_step}, verify=self.safety.verify)
+                    install_model(folder)
+        except Exception as error:
+            if not is_no_space(error):
+                raise
+            raise CheckpointError(f"{self._no_space(folder)}. The newest checkpoint is {self._newest()}.") from error
         self._wait()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -293,6 +298,7 @@ class SafeTraining(Base):
 
     def _refuse_changes(self, checkpoint: Path, allow_changes: Sequence[str]) -> None:
         manifest = check(checkpoint, verify="size")
+        refused = {}
         for field, (old, new) in changed_facts(manifest["facts"], self._facts or {}).items():
             change = f"{field}: checkpoint {old}, now {new}"
             if field in NOTED_ONLY:
@@ -300,10 +306,12 @@ class SafeTraining(Base):
             elif field in allow_changes or field.split(".")[0] in allow_changes:
                 self.say(f"Allowed: {change}.")
             else:
-                raise ValueError(
-                    f"{change}: going on from {checkpoint} would be another run. Set it back, or pass "
-                    f"`--allow_resume_changes {field.split('.')[0]}`."
-                )
+                refused[change] = field.split(".")[0]
+        if refused:
+            raise ValueError(
+                f"{'; '.join(refused)}: going on from {checkpoint} would be another run. Set it back, or pass "
+                f"`--allow_resume_changes {' '.join(dict.fromkeys(refused.values()))}`."
+            )
         processes = min(self.args.world_size, manifest["facts"].get("world_size", 1))
         names = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else []
         names = names or ([] if self.args.world_size > 1 else ["rng_state.pth"])
@@ -383,7 +391,7 @@ class SafeTraining(Base):
     def _give_up(self, checkpoint: Path, error: Exception | None) -> None:
         message = f"Could not write {checkpoint}: {error or 'another process failed'}"
         if error is not None and is_no_space(error):
-            message = f"No space writing {checkpoint} (needs about {self._checkpoint_bytes() / 2**20:,.1f} MB)"
+            message = self._no_space(checkpoint)
         if self.is_world_process_zero():
             shutil.rmtree(checkpoint, ignore_errors=True)
         self._wait()
@@ -395,14 +403,15 @@ class SafeTraining(Base):
     def _newest(self) -> Path | None:
         return newest_committed(str(self.args.output_dir), verify="size").checkpoint
 
-    def _checkpoint_bytes(self) -> int:
-        """What a checkpoint takes: as the last one did, else the weights and what the optimizer keeps of them."""
-        last = self._newest()
-        if last:
-            return size_of(last)
-        states = [value for state in self.optimizer.state.values() for value in state.values()]
-        tensors = [*self.model.state_dict().values(), *(value for value in states if torch.is_tensor(value))]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    def _no_space(self, folder: Path) -> str:
+        """With what it takes: as the last checkpoint did, else the weights and what the optimizer keeps of them."""
+        if last := self._newest():
+            size = size_of(last)
+        else:
+            kept = self.optimizer.state.values() if self.optimizer else ()
+            values = [*self.model.state_dict().values(), *(value for state in kept for value in state.values())]
+            size = sum(value.numel() * value.element_size() for value in values if torch.is_tensor(value))
+        return f"No space writing {folder} (needs about {size / 2**20:,.1f} MB)"
 
     def _save_log_state(self, checkpoint: Path) -> None:
         """What this process has summed up for the next line of the log; Trainer forgets it."""
@@ -417,6 +426,7 @@ class SafeTraining(Base):
             state = json.loads(file.read_text(encoding="utf-8"))
             self._tr_loss.fill_(state["loss"])
             self._globalstep_last_logged = state["since_step"]
+            self._total_loss_scalar -= state["loss"]  # the loss of the whole is that of the steps since it went on
 
     def _log_state_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"log_state_{self.args.process_index}.json"
