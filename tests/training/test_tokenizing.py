@@ -238,6 +238,11 @@ class TestCache:
         more.add_tokens(["a b"])
         assert self.files(stored, more) != self.files(stored)
 
+    def test_another_way_to_tokenize_is_tokenized_anew(self, stored, monkeypatch):
+        first = self.files(stored)
+        monkeypatch.setattr(tokenizing, "CODE", "another file")
+        assert self.files(stored) != first
+
     def test_another_length_is_tokenized_anew(self, stored):
         assert self.files(stored, max_length=4) != self.files(stored)
 

@@ -10,6 +10,8 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict
 
+from . import columns as column_rules
+from . import files as file_formats
 from .columns import features_of, nearest, resolve_columns, row_problem
 from .data_arguments import DataArguments
 from .files import SUFFIXES, BadRow, file_digest, read_rows
@@ -18,6 +20,7 @@ from .sources import SOURCES
 logger = logging.getLogger(__name__)
 
 SHOWN = 5  # bad rows in a message
+CODE = (__file__, column_rules.__file__, file_formats.__file__)  # what decides how a file is read
 PLACE = "_place"  # "file:line" of a row, until all of it is checked
 
 
@@ -100,9 +103,11 @@ def load_files(
         budget.check()
         checksums = _checksums(files)
         features = features_of({**example, PLACE: ""})
-        # The checksums are arguments so that a file with other content is another cache entry
+        # An argument, so that other files or another way to read them are another entry of the cache. As text: `datasets`
+        # takes the members of a list for shards, and runs the generator for each.
+        contents = str([checksums, *map(file_digest, CODE)])
         data[split] = Dataset.from_generator(
-            _good_rows, features=features, gen_kwargs={"reading": reading, "checksums": checksums}
+            _good_rows, features=features, gen_kwargs={"reading": reading, "contents": contents}
         )
         data[split].info.download_checksums = checksums
         data[split].info.dataset_name, data[split].info.config_name = ", ".join(given), None
@@ -167,7 +172,7 @@ def _role_rows(
             yield BadRow(place, problem) if problem else {**chosen, PLACE: place}
 
 
-def _good_rows(reading: dict, checksums: dict) -> Iterator[dict[str, Any]]:
+def _good_rows(reading: dict, contents: str) -> Iterator[dict[str, Any]]:
     return (row for row in _role_rows(**reading) if not isinstance(row, BadRow))
 
 

@@ -1,16 +1,19 @@
 """Texts become the token ids that a task trains on; what is cut off, dropped or impossible is counted or refused.
 
-Results are cached by `datasets`: by the content of the rows, of the tokenizer and of the options. Rows that are in memory only,
-as those of packages are, are tokenized each time.
+Results are cached by `datasets`: by the content of the rows, of the tokenizer, of the options and of this file. Rows that are
+in memory only, as those of packages are, are tokenized each time.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
 import pyarrow.compute
 from datasets import Dataset, DatasetDict
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
@@ -19,6 +22,7 @@ CUT, TRAINED = "_cut", "_trained"
 # Answers to questions: the offsets of a token that is not of the context, and the places tried for either end
 OUTSIDE = [-1, -1]
 CANDIDATES = 20
+CODE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 Batch = dict[str, list]
 
@@ -284,6 +288,8 @@ def _tokenize(
             with_indices=with_indices,
             remove_columns=rows.column_names,
             fn_kwargs={"tokenizer": tokenizer, **options},
+            # `datasets` itself goes by the name of a function, not by what it does
+            new_fingerprint=Hasher.hash([rows._fingerprint, CODE, function.__name__, tokenizer, options]),
             desc=f"Tokenizing {split}",
         )
         kept = [number for number, is_trained in enumerate(done[TRAINED]) if is_trained]
