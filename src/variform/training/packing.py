@@ -157,7 +157,7 @@ class PackingCollator:
         if self.is_pair and (form.decoder_start_token_id is None or max_target_length is None):
             raise ValueError("To pack pairs, give `max_target_length`, and a config with `decoder_start_token_id`.")
         self.is_causal = not self.is_pair and form.is_causal_stack
-        self.start_id = form.decoder_start_token_id if self.is_pair else None
+        self.start_id: Any = form.decoder_start_token_id if self.is_pair else None
         # Padding is hidden, so any id will do where the form has none
         self.pad_id = form.pad_token_id or 0
         self.max_length, self.masking = max_length, masking
