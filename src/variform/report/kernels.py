@@ -76,7 +76,8 @@ def attention_kernels(stack: Any, seen: dict[tuple[int, bool], Any]) -> Iterator
     for (layer_idx, is_cross), (mask, length) in sorted(seen.items(), key=lambda item: (item[0][1], item[0][0])):
         pattern = None if is_cross else config.pattern_of(layer_idx)
         words = "cross-attention" if is_cross else str(pattern)
-        alike[(words, *judge(config, pattern, mask, length))].append(layer_idx)
+        kernel = (words, *judge(config, pattern, mask, length))
+        alike[kernel].append(layer_idx)
     for (words, name, why), layers in alike.items():
         yield Kernel(f"{side_of(config)} {spans('layer', layers)}: {words}", name, why)
 
