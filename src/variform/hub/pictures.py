@@ -4,7 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import CONFIG_NAME
 
 from ..model.configuration_variform import AUTO_MAP
 from ..report.costs import stacks_of
@@ -43,6 +44,13 @@ def pictures_of(folder: str | Path) -> list[Picture]:
     ]
 
 
+def has_patterns(config: PreTrainedConfig) -> bool:
+    """Whether a form of ours has a layer that does not see everything."""
+    return config.model_type in AUTO_MAP and any(
+        entry["name"] != "full" for stack in stacks_of(config).values() for entry in stack.attention_patterns
+    )
+
+
 def draw_pictures(folder: str | Path, run: str | Path | None = None) -> list[Path]:
     """Draws what a saved model's form and a training's log tell: sparse patterns, and the load of experts.
 
@@ -58,10 +66,8 @@ def draw_pictures(folder: str | Path, run: str | Path | None = None) -> list[Pat
         return []
     drawn = []
     # The folder of an adapter has no config
-    config = AutoConfig.from_pretrained(run) if (run / "config.json").is_file() else None
-    if getattr(config, "model_type", None) in AUTO_MAP and any(
-        entry["name"] != "full" for stack in stacks_of(config).values() for entry in stack.attention_patterns
-    ):
+    config = AutoConfig.from_pretrained(run) if (run / CONFIG_NAME).is_file() else None
+    if config is not None and has_patterns(config):
         drawn.append(folder / FOLDER / PATTERNS)
         drawn[-1].parent.mkdir(exist_ok=True)
         draw_views(views_of(config), path=drawn[-1])
