@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from variform.training import budget as module
-from variform.training.budget import BudgetedTrainer, TimeBudget, agree
-from variform.training.interruption import last_checkpoint
+from variform.training.budget import TimeBudget, agree
 from variform.training.tokenizer import letters_and_symbols_tokenizer
+from variform.training.trainers import SafeSeq2SeqTrainer
 
 
 @pytest.fixture
@@ -61,13 +61,14 @@ def make_trainer(tmp_path):
             "use_cpu": True,
             **arguments,
         }
-        return BudgetedTrainer(
+        return SafeSeq2SeqTrainer(
             model=T5ForConditionalGeneration(config),
             args=Seq2SeqTrainingArguments(**arguments),
             train_dataset=examples,
             processing_class=tokenizer,
             data_collator=DataCollatorForSeq2Seq(tokenizer),
             budget=budget,
+            bucket_by=("input_ids", "labels"),
         )
 
     return make
@@ -123,9 +124,16 @@ def test_a_resumed_run_has_the_rest_of_its_time(clock, make_trainer, tmp_path):
     clock.now += 10_000  # the machine was off
     budget = TimeBudget(1)
     second = make_trainer(budget)
-    second.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    assert second.train_safely()
     assert second.state.global_step == 10
     assert budget.used == pytest.approx(60)
+
+
+def test_a_run_whose_time_is_spent_is_not_trained_further(clock, make_trainer, tmp_path, capsys):
+    make_trainer(TimeBudget(1)).train()
+    again = make_trainer(TimeBudget(1))
+    assert again.train_safely() and again.state.global_step == 10
+    assert "checkpoint-10: already at 1.0 of 1 min, nothing to do." in capsys.readouterr().out
 
 
 def test_a_resumed_run_knows_from_the_start_how_much_is_used():

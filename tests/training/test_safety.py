@@ -12,13 +12,11 @@ import variform
 from variform.training import checkpoints, facts
 from variform.training.budget import TimeBudget
 from variform.training.checkpoints import is_trained, newest_committed
+from variform.training.divergence import DivergedError, DivergenceWatch, diverged
 from variform.training.safety import (
     CheckpointError,
-    DivergedError,
-    DivergenceWatch,
     NonFiniteLossError,
     Safety,
-    diverged,
 )
 from variform.training.trainers import SafeSeq2SeqTrainer, SafeTrainer
 

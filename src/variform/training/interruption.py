@@ -109,6 +109,24 @@ class SaveOnInterrupt(TrainerCallback):
             signal.raise_signal(number)
 
 
+class SaveAtEpochEnd(TrainerCallback):
+    """A save that falls on the last step of an epoch waits for what Trainer does at the epoch's end.
+
+    Else a run that is resumed there would miss the evaluation, its log line and the random numbers it drew.
+    """
+
+    def __init__(self):
+        self.waiting = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save and state.epoch == int(state.epoch):
+            control.should_save, self.waiting = False, True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save |= self.waiting
+        self.waiting = False
+
+
 def last_checkpoint(folder: str | Path) -> str | None:
     """The checkpoint with the highest step that Trainer finished writing; None when there is none.
 

@@ -10,7 +10,6 @@ one NaN destroys the weights and the run ends as if nothing had happened (`_get_
 
 import json
 import shutil
-import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import distributed
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState, TrainingArguments
 
 from .budget import agree
 from .checkpoints import (
@@ -42,8 +41,9 @@ from .checkpoints import (
     size_of,
     staged_model,
 )
+from .divergence import DivergenceWatch
 from .facts import NOTED_ONLY, refuse_arguments, refuse_masked_labels, run_facts
-from .interruption import SaveOnInterrupt
+from .interruption import SaveAtEpochEnd, SaveOnInterrupt
 
 if TYPE_CHECKING:
     from transformers import Trainer as Base
@@ -51,16 +51,11 @@ else:  # it stands before any of them
     Base = object
 
 BATCH_VALUES_WRITTEN = 100_000  # of one tensor, in the report of a batch that gave no finite number
-DIVERGED_FACTOR, DIVERGED_LOGS, MEDIAN_OVER = 3.0, 5, 50
 OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt")
 
 
 class NonFiniteLossError(ArithmeticError):
     """A loss or a gradient was NaN or infinite; the weights are those of the step before."""
-
-
-class DivergedError(ArithmeticError):
-    """The loss stayed far above what it was."""
 
 
 class CheckpointError(OSError):
@@ -94,50 +89,6 @@ class Safety:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
 
 
-class SaveAtEpochEnd(TrainerCallback):
-    """A save that falls on the last step of an epoch waits for what Trainer does at the epoch's end.
-
-    Else a run that is resumed there would miss the evaluation, its log line and the random numbers it drew.
-    """
-
-    def __init__(self):
-        self.waiting = False
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save and state.epoch == int(state.epoch):
-            control.should_save, self.waiting = False, True
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_save |= self.waiting
-        self.waiting = False
-
-
-class DivergenceWatch(TrainerCallback):
-    """Warns once, or stops, where the logged loss is 3 times the median of the 50 before it for 5 logs in a row."""
-
-    def __init__(self, stop: bool, say: Callable[[str], None]):
-        self.stop, self.say = stop, say
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in (logs or {}) and diverged([entry["loss"] for entry in state.log_history if "loss" in entry]):
-            message = f"The loss has been {DIVERGED_FACTOR:g} times its median for {DIVERGED_LOGS} logs"
-            if self.stop:
-                raise DivergedError(
-                    f"{message} at step {state.global_step}: {logs['loss']:.4g}. Lower `learning_rate`?"
-                )
-            self.say(f"Warning: {message}, at step {state.global_step}: {logs['loss']:.4g}.")
-
-
-def diverged(losses: Sequence[float]) -> bool:
-    """Whether the last 5 losses are each above 3 times the median of up to 50 before them; at the first such one only."""
-
-    def high(end: int) -> bool:
-        recent, before = losses[end - DIVERGED_LOGS : end], losses[:end][: end - DIVERGED_LOGS][-MEDIAN_OVER:]
-        return len(before) >= DIVERGED_LOGS and min(recent) > DIVERGED_FACTOR * statistics.median(before)
-
-    return high(len(losses)) and not high(len(losses) - 1)
-
-
 class SafeTraining(Base):
     """Put before a Trainer class: `class SafeTrainer(SafeTraining, Trainer)`.
 
@@ -150,9 +101,10 @@ class SafeTraining(Base):
 
     def __init__(self, *args: Any, safety: Safety | None = None, **kwargs: Any):
         self.safety = safety or Safety()
-        if training := kwargs.get("args", args[1] if len(args) > 1 else None):  # before Trainer acts on them
-            refuse_arguments(training)
-            check_writable(training.output_dir)
+        for training in (*args, *kwargs.values()):
+            if isinstance(training, TrainingArguments):  # before Trainer acts on them
+                refuse_arguments(training)
+                check_writable(str(training.output_dir))
         super().__init__(*args, **kwargs)
         self.args.logging_nan_inf_filter = False  # it writes 0.0 where the loss is NaN
         listeners = [item for item in self.callback_handler.callbacks if isinstance(item, SaveOnInterrupt)]
