@@ -54,6 +54,10 @@ class Figure:
     def rounded(self) -> float:
         return round(self.value, 2 if self.unit == "%" else 4)
 
+    @property
+    def text(self) -> str:
+        return f"{self.value:.2f}" if self.unit == "%" else f"{self.rounded:g}"
+
 
 @dataclass
 class DataSource:
@@ -208,12 +212,13 @@ def units_of(facts: CardFacts) -> dict[str, Any]:
     """The tables of figures as texts: the unit stands above the column if it is one for all, else in every row."""
     units = {figure.unit for figure in facts.figures}
     unit = units.pop() if len(units) == 1 else ""
-    rows = []
-    for figure in facts.figures:
-        value = f"{figure.value:.2f}" if figure.unit == "%" else f"{figure.rounded:g}"
-        rows.append((figure.name, value if unit or not figure.unit else f"{value} {figure.unit}"))
-    first = facts.figures[0].unit if facts.figures else unit
-    return {"unit": unit, "rows": rows, "first_unit": first}
+    rows = [
+        (figure.name, figure.text if unit or not figure.unit else f"{figure.text} {figure.unit}")
+        for figure in facts.figures
+    ]
+    first = facts.figures[0].unit if facts.figures else "%"
+    beside = [(system, Figure("", system, value, first).text) for system, value in facts.baselines.items()]
+    return {"unit": unit, "rows": rows, "first_unit": first, "beside": beside}
 
 
 def write_card(folder: str | Path, facts: CardFacts) -> Path:

@@ -19,6 +19,7 @@ EXPERT_LOAD = "expert_load.png"
 # What the pictures that we draw show; another one is called by its file
 CAPTIONS = {
     PATTERNS: "Which query sees which key, in each distinct layer",
+    "curves.png": "What the training logged, step by step",
     EXPERT_LOAD: "How the tokens were shared out among the experts while the model trained",
 }
 
