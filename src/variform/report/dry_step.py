@@ -96,7 +96,7 @@ def run_dry_step(
         layer.register_forward_hook(lambda *call: of_layers.append(of_layers.pop() + size()))
     dry, kernels = Dry(fake_mode), Kernels(device)
     # The calls of a plan would be made one by one, and a head that stands in for a bare one be taken for wrapped
-    blocks = {"attend_by_plan": dry.attend_by_plan, "go_back_by_plan": dry.go_back_by_plan}
+    blocks: dict[str, Any] = {"attend_by_plan": dry.attend_by_plan, "go_back_by_plan": dry.go_back_by_plan}
     replaced = ExitStack()
     replaced.enter_context(mock.patch.multiple(block_attention, **blocks))
     replaced.enter_context(mock.patch.object(losses, "_is_plain_linear", is_bare))

@@ -138,9 +138,9 @@ def plan(
     """
     config = copy.deepcopy(config) if isinstance(config, PreTrainedConfig) else read(config)
     length = default_length(config) if length is None else length
-    dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    number_type: Any = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     check_choices(optimizer=(optimizer, Optimizer), parallel=(parallel, Parallel), device=(device, Device))
-    if dtype not in DTYPES.values():
+    if number_type not in DTYPES.values():
         raise ValueError(f"`dtype={dtype}` must be one of {', '.join(DTYPES)}.")
     for name, value in {
         "batch_size": batch_size,
@@ -154,10 +154,10 @@ def plan(
         if amount is not None and amount <= 0:
             raise ValueError(f"`{name}={amount}` must be above 0.")
     check_layout(config, parallel, processes)
-    model = build(config, auto_class, dtype)
+    model = build(config, auto_class, number_type)
     shards = share_out(model, parallel, processes)
     sizes = [(parameter, shards[name]) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    step = dry_step_of(config, parallel, processes, dtype, batch_size, length, device, gradient_checkpointing)
+    step = dry_step_of(config, parallel, processes, number_type, batch_size, length, device, gradient_checkpointing)
     bytes_of = {
         name: numel(shape) * parameter.itemsize for (name, shape), parameter in zip(shards.items(), model.parameters())
     }
@@ -169,7 +169,7 @@ def plan(
         gradients = shard
         # DeepSpeed flattens the parameters and, of others than float32, has a copy of its own
         part, trained = (math.ceil(model.num_parameters() / processes),), torch.float32
-        state = optimizer_bytes(optimizer, part, trained) + (4 * numel(part) if dtype != trained else 0)
+        state = optimizer_bytes(optimizer, part, trained) + (4 * numel(part) if number_type != trained else 0)
     vocab = stacks_of(config)["decoder" if config.is_encoder_decoder else next(iter(stacks_of(config)))].vocab_size
     replicas = 1 if parallel == "tp" else processes
     return Plan(
@@ -191,7 +191,7 @@ def plan(
         processes=processes,
         parallel=parallel,
         device=device,
-        dtype=dtype,
+        dtype=number_type,
         optimizer=optimizer,
         gradient_checkpointing=gradient_checkpointing,
         tokens=tokens,
