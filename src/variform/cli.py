@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -12,9 +11,13 @@ EXAMPLES = """\
 examples:
   variform info bert-base                      a form on one screen
   variform info bert-base modernbert-base      what differs, and what each difference costs
+  variform plan llama-smollm2-135m --length 1024      memory and arithmetic of a training
   variform show sliding_window:8 strided:4     which query sees which key
+  variform show attention my-model "A text."   where the heads read
   variform convert path/to/bert my-bert        a checkpoint, exactly; --check proves it
   variform surgery upcycle my-gpt2 my-moe --num_experts 8      another form of a trained model
+  variform doctor my-model                     what is wrong, which kernels run, and why none faster
+  variform publish my-run --repo-id me/my-model --dry-run
 
 `variform COMMAND --help` explains a command."""
 
@@ -52,9 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None, needs_family=True)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name in COMMANDS:
-        if importlib.util.find_spec(f"{__package__}.commands.{name}") is not None:
-            command = importlib.import_module(f".commands.{name}", __package__)
-            getattr(command, f"add_{name}")(commands)
+        command = importlib.import_module(f".commands.{name}", __package__)
+        getattr(command, f"add_{name}")(commands)
     return parser
 
 
