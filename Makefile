@@ -28,7 +28,7 @@ help:  ## list the targets
 
 demo: $(VENV)/.installed-demo  ## train on CMUdict for five minutes, judge, publish, load back
 	@OMP_NUM_THREADS=1 $(BIN)/python -m variform.training.processes $(PROCESSES) \
-		finetune/seq2seq.py --config $(RECIPE) --minutes $(MINUTES) --words $(WORDS)
+		finetune/seq2seq.py --config $(RECIPE) --minutes $(MINUTES) --prompts $(WORDS)
 
 env: $(VENV)/.installed-test  ## make the environment for everything below
 

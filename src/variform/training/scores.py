@@ -40,7 +40,8 @@ class TextScores:
         self.names = [score for name in metrics for score in SCORES[name]]
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        ids = prediction.predictions
+        # Behind the last example there are some that come again, so that all processes have equally many
+        ids = prediction.predictions[: len(self.references)]
         ids[ids == -100] = self.tokenizer.pad_token_id  # Trainer's own filler between batches
         answers = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         measured: dict[str, float] = {}

@@ -1,0 +1,170 @@
+"""Teach a small model what a large one knows: its predictions, and which tokens its layers find alike.
+
+    python finetune/distill.py --config configs/recipes/distilled_sentiment.yaml --teacher runs/sentiment
+    python finetune/distill.py --task masked_lm --teacher path/to/bert --dataset movie_reviews --set num_hidden_layers=2 \\
+        --form '{model_type: variform_encoder, hidden_size: 128, num_attention_heads: 4}' --soft 0.9 --hidden 1
+
+The teacher is a Variform checkpoint or any that converts; the student is a new form, or a checkpoint that goes on. Both read
+the teacher's tokens.
+
+Whatever a recipe says as `name: value` can be given as `--name value`, which then wins.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from datasets import DatasetDict
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from variform.hub.cards import Figure
+from variform.training.arguments import parse_recipe
+from variform.training.data import DataArguments, facts, load_data
+from variform.training.distillation import DistillationTrainer
+from variform.training.lora import LoraArguments
+from variform.training.masking import MaskingCollator, count_hits, mask_once, masked_scores
+from variform.training.models import build_model, check_length, load_tokenizer
+from variform.training.options import ModelArguments, RunArguments
+from variform.training.run import STOPPED, Run, defaults, run_script
+from variform.training.scores import class_scores
+from variform.training.tokenizing import tokenize_classes, tokenize_documents, tokenize_masked
+from variform.training.windows import count_surprise, pad_causal, token_perplexity
+
+HEADS: dict[str, Any] = {
+    "classify": AutoModelForSequenceClassification,
+    "masked_lm": AutoModelForMaskedLM,
+    "causal_lm": AutoModelForCausalLM,
+}
+
+
+@dataclass
+class DistillationArguments:
+    """What this task needs besides."""
+
+    teacher: str = field(
+        metadata={"help": "A checkpoint, of Variform or any that converts, with the head of the task."}
+    )
+    task: Literal["classify", "masked_lm", "causal_lm"] = field(
+        default="classify", metadata={"help": "What the teacher predicts, and the student is to."}
+    )
+    max_length: int = field(default=256, metadata={"help": "Tokens of a text; what is longer is cut."})
+    masked: float = field(default=0.15, metadata={"help": "Of `masked_lm`, the part of the tokens that are masked."})
+    soft: float = field(
+        default=0.5, metadata={"help": "From 0, learn from labels alone, to 1, from the teacher alone."}
+    )
+    temperature: float = field(default=2.0, metadata={"help": "Softens both predictions."})
+    hidden: float = field(default=0.0, metadata={"help": "Weight of the likeness of hidden states."})
+
+
+def main(argv: list[str]) -> int:
+    """Run the recipe; returns the exit status."""
+    parts = [DistillationArguments, DataArguments, ModelArguments, LoraArguments, RunArguments, TrainingArguments]
+    task, source, start, lora, options, training = parse_recipe(parts, argv, defaults=defaults(), description=__doc__)
+    run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
+    auto_class = HEADS[task.task]
+    master = ModelArguments(model=task.teacher)
+    start.tokenizer = start.tokenizer or task.teacher
+    tokenizer = load_tokenizer(start, run.trained)
+    data = load_data(source, needs=("text", "label") if task.task == "classify" else ("text",))
+    labels = names_of(data) if task.task == "classify" else {}
+    model = build_model(
+        start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run, **labels
+    )
+    check_length(model.config, task.max_length)
+    if options.dry_run:
+        return run.show_plan(model, auto_class, task.max_length)
+    teacher = build_model(master, auto_class, tokenizer, **labels)
+    check_length(teacher.config, task.max_length)
+    examples, judging = make_examples(task, data, tokenizer, training.seed)
+    run.say(facts(data), examples.report)
+    trainer = run.trainer(
+        DistillationTrainer,
+        model=model,
+        teacher=teacher,
+        soft=task.soft,
+        temperature=task.temperature,
+        hidden=task.hidden,
+        train_dataset=examples.data["train"],
+        eval_dataset=examples.data["validation"],
+        processing_class=tokenizer,
+        **judging,
+    )
+    if not run.train(trainer):
+        return STOPPED
+    measured = scores_of(trainer)
+    others = {f"teacher, {name}": value for name, value in scores_of(taught(trainer, teacher, judging)).items()}
+    sizes = {"teacher_parameters": teacher.num_parameters()}
+    run.show_scores("Held-out texts", {**{f"student, {name}": value for name, value in measured.items()}, **others})
+    run.finish(
+        trainer,
+        {**measured, "baselines": others, **sizes},
+        lambda: run.card(
+            trainer,
+            auto_class=auto_class,
+            summary=f"A small model that learned from one of {teacher.num_parameters() / 1e6:.1f} M parameters.",
+            example=data["validation"]["text"][0],
+            dataset=source.dataset or "files",
+            evaluated_on=f"{len(data['validation']):,} held-out texts",
+            figures=[Figure(name, name, value, unit="") for name, value in measured.items()],
+            baselines=others,
+            base_model=task.teacher,
+            data=facts(data),
+        ),
+    )
+    return 0
+
+
+def names_of(data: DatasetDict) -> dict[str, Any]:
+    """The classes of the data as fields of a config."""
+    names = data["train"].features["label"].names
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
+def make_examples(
+    task: DistillationArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple:
+    """The examples of the task, and what makes batches of them and judges answers, as arguments of a Trainer."""
+    if task.task == "classify":
+        examples = tokenize_classes(data, tokenizer, max_length=task.max_length)
+        return examples, {"data_collator": DataCollatorWithPadding(tokenizer), "compute_metrics": class_scores}
+    if task.task == "masked_lm":
+        examples = tokenize_masked(data, tokenizer, max_length=task.max_length)
+        examples.data["validation"] = mask_once(examples.data["validation"], tokenizer, task.masked, seed)
+        collator, count, judge = MaskingCollator(tokenizer, task.masked), count_hits, masked_scores
+    else:
+        examples = tokenize_documents(data, tokenizer, max_length=task.max_length)
+        collator, count, judge = pad_causal, count_surprise, token_perplexity
+    return examples, {"data_collator": collator, "preprocess_logits_for_metrics": count, "compute_metrics": judge}
+
+
+def scores_of(trainer: Trainer) -> dict[str, float]:
+    """What the task measures."""
+    left_out = ("loss", "runtime", "per_second", "preparation_time")
+    judged = {
+        name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if name.startswith("eval_")
+    }
+    return {name: value for name, value in judged.items() if not name.endswith(left_out)}
+
+
+def taught(trainer: Trainer, teacher: Any, judging: dict[str, Any]) -> Trainer:
+    """A Trainer that judges the teacher as the student is judged."""
+    args = copy.copy(trainer.args)
+    return Trainer(
+        model=teacher,
+        args=args,
+        eval_dataset=trainer.eval_dataset,
+        processing_class=trainer.processing_class,
+        **judging,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
