@@ -122,8 +122,16 @@ def test_state_is_what_torch_allocates(optimizer, dtype):
         assert found.optimizer_bytes == sum(value.nbytes for value in state)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [
+        pytest.param(
+            name, choice, marks=pytest.mark.slow if choice and name not in ("decoder", "experts", "pair") else ()
+        )
+        for name in KEPT
+        for choice in (False, True)
+    ],
+)
 def test_activations_are_those_that_a_forward_keeps(name, checkpointing):
     config, length = KEPT[name], 260  # from 256 tokens on, sparse attention runs in blocks
     found = run_dry_step(

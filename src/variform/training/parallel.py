@@ -248,15 +248,11 @@ def save(output_dir: Path, step: int, model, optimizer, scheduler, rank: int, fa
 
 def load(checkpoint: Path, model, optimizer, scheduler, rank: int) -> int:
     """Gives model, optimizer, scheduler and random numbers what they had; returns the steps that are done."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-    from transformers.distributed.checkpoint import load_optimizer_distributed
+    from transformers.distributed.checkpoint import _load_model_checkpoint_distributed, load_optimizer_distributed
 
-    # Into the shards of a model that was loaded as it was at first: from_pretrained of a sharded folder (transformers 5.23)
-    # leaves tied weights that can be saved no more
-    weights = get_model_state_dict(model)
-    dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(str(checkpoint / "model")))
-    set_model_state_dict(model, weights)
+    # Into the shards of a model that was loaded as it was at first, packed ones put back in their order: from_pretrained of a
+    # sharded folder (transformers 5.23) leaves tied weights that can be saved no more
+    _load_model_checkpoint_distributed(model, checkpoint / "model")
     load_optimizer_distributed(model, optimizer, str(checkpoint / OPTIMIZER))
     progress = torch.load(checkpoint / PROGRESS.format(rank=rank))
     scheduler.load_state_dict(progress["scheduler"])
