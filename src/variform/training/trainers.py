@@ -9,6 +9,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from .buckets import LengthBucketSampler
 from .budget import TimeBudget
+from .lora import save_adapter
 from .safety import SafeTraining
 
 
@@ -18,6 +19,7 @@ class Budgeted(SafeTraining):
     Args:
         budget: the time to train for; with None the schedule and the steps are those of the training arguments.
         bucket_by: columns whose lengths decide which examples share a batch (`("input_ids", "labels")`); None shuffles.
+        base_name: of adapters, the folder or repo of the model that they adapt; see `save_adapter`.
         safety: see `Safety`.
     """
 
@@ -26,10 +28,11 @@ class Budgeted(SafeTraining):
         *args: Any,
         budget: TimeBudget | None = None,
         bucket_by: Sequence[str] | None = None,
+        base_name: str | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
-        self.budget, self.bucket_by = budget, bucket_by
+        self.budget, self.bucket_by, self.base_name = budget, bucket_by, base_name
         # The budget comes first: the other callbacks read from it
         super().__init__(*args, callbacks=[*([budget] if budget else []), *(callbacks or [])], **kwargs)
 
@@ -40,6 +43,13 @@ class Budgeted(SafeTraining):
         self.lr_scheduler = LambdaLR(optimizer, self.budget.learning_rate_factor)  # type: ignore[arg-type]
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As Trainer's; adapters are saved with what they belong to."""
+        super()._save(output_dir, state_dict)
+        if hasattr(self.model, "peft_config"):
+            model: Any = self.model
+            save_adapter(model, str(output_dir or self.args.output_dir), base_name=self.base_name)
 
     def reached(self, state: dict[str, Any]) -> str | None:
         if self.budget is None:

@@ -6,16 +6,19 @@ from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
-from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from torch.utils.data import DataLoader, Dataset
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100
 
 
-def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, ends: bool = False) -> torch.Tensor:
     """One stream of tokens, int32, in which each text begins with a token that says so.
 
     That is the one which the tokenizer puts there, else its `bos_token` or, as GPT-2 has it, its `eos_token`.
+
+    Args:
+        ends: each text also ends with the `eos_token`, where that is another one: a model learns to stop from it.
 
     Raises:
         ValueError: for a tokenizer without such a token.
@@ -23,12 +26,13 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> torch.Te
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise ValueError("`tokenizer` has neither a `bos_token` nor an `eos_token` to begin a text with.")
+    end = [tokenizer.eos_token_id] if ends and tokenizer.eos_token_id not in (None, start) else []
     pieces = []
     for text in texts:
         ids = tokenizer(text, verbose=False)["input_ids"]  # longer than a model reads at once: it reads windows
-        if ids and ids[-1] == tokenizer.eos_token_id and len(ids) > 1:
-            ids = ids[:-1]  # the next text's first token tells that this one is over
-        pieces.append(torch.tensor(ids if ids[:1] == [start] else [start, *ids], dtype=torch.int32))
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
+        pieces.append(torch.tensor([*([] if ids[:1] == [start] else [start]), *ids, *end], dtype=torch.int32))
     return torch.cat(pieces)
 
 
@@ -46,8 +50,10 @@ def make_windows(stream: int, length: int, *, context: int, stride: int) -> Iter
 
     The first window predicts all of its tokens after the first; each later one ends `stride` tokens further and predicts
     what the one before had not reached. So a token is predicted from all that precedes it in its stream or, where that is
-    longer, from at least `context - stride` tokens.
+    longer, from at least `context - stride` tokens. A stream of one token has none to predict, and no window.
     """
+    if length < 2:
+        return
     end = min(context, length)
     yield Window(stream, 0, 1, end)
     while end < length:
@@ -146,3 +152,15 @@ def token_perplexity(prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` for a Trainer, after `count_surprise`."""
     nats, tokens = prediction.predictions.astype("float64").sum(axis=0).tolist()
     return {"perplexity": math.exp(nats / tokens)}
+
+
+@torch.no_grad()
+def measure(model: PreTrainedModel, windows: Dataset, *, batch_size: int = 8) -> tuple[float, int]:
+    """The surprise of a model at the labels of `windows`, in nats, and their number."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for batch in DataLoader(windows, batch_size=batch_size, collate_fn=pad_causal):
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        labels = batch.pop("labels")
+        total += count_surprise(model(**batch, use_cache=False).logits, labels).double().sum(dim=0).cpu()
+    nats, tokens = total.tolist()
+    return nats, int(tokens)
