@@ -7,7 +7,7 @@ python finetune/merge_lora.py --adapter runs/sentiment-lora --base path/to/bert 
 from dataclasses import dataclass, field
 
 from variform.training.arguments import parse_recipe
-from variform.training.lora import merge_adapter
+from variform.training.merging import merge_adapter
 from variform.training.run import run_script
 
 

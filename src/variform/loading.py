@@ -20,7 +20,7 @@ def load_strictly(
     Args:
         auto_class: such as `AutoModelForCausalLM`.
         folder: as `save_pretrained` writes it.
-        new_head: the folder may lack the head, or have another one; the body is whole all the same.
+        new_head: the folder may lack the head and its pooler, or have others; the body is whole all the same.
         allow_missing: start at random what the folder lacks, and leave out what the form does not have.
         kwargs: of `from_pretrained`.
 
@@ -36,13 +36,19 @@ def load_strictly(
     not_floats = sorted(name for name, spec in weights.specs.items() if not spec.is_floating_point())
     refuse_tensors(not_floats, files, "holds no floating-point numbers in")
     try:
-        model, report = auto_class.from_pretrained(folder, output_loading_info=True, **kwargs)
+        model, report = auto_class.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=new_head, **kwargs
+        )
     except RuntimeError as error:  # shapes that do not fit, of which transformers logs a table
         raise ValueError(f"{files} does not fit {folder / CONFIG_NAME}: {str(error).splitlines()[0]}") from error
+    body = f"{model.base_model_prefix}." if new_head else ""
+    found = {kind: [name if isinstance(name, str) else name[0] for name in names] for kind, names in report.items()}
+    complaints = {"mismatched_keys": "has another size in"}
     if not allow_missing:
-        body = f"{model.base_model_prefix}." if new_head else ""
-        for found, what in (("missing_keys", "lacks"), ("unexpected_keys", "has beyond the form")):
-            refuse_tensors(sorted(name for name in report[found] if name.startswith(body)), files, what)
+        complaints |= {"missing_keys": "lacks", "unexpected_keys": "has beyond the form"}
+    for kind, what in complaints.items():
+        names = [name for name in found[kind] if name.startswith(body) and not (new_head and ".pooler." in name)]
+        refuse_tensors(sorted(names), files, what)
     refuse_tensors(find_nonfinite(model), files, "holds NaN or infinity in")
     return model
 

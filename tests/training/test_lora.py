@@ -26,7 +26,8 @@ from transformers import (
 )
 
 import variform
-from variform.training.lora import LoraArguments, load_adapter_strictly, lora_config, merge_adapter, save_adapter
+from variform.training.lora import LoraArguments, load_adapter_strictly, lora_config, save_adapter
+from variform.training.merging import merge_adapter
 
 HEADS = {"encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM}
 LAYOUTS = ["fused", "modulelist"]

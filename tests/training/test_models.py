@@ -105,7 +105,7 @@ def test_a_body_that_lacks_weights_is_refused_unless_that_is_allowed(tokenizer, 
     path = tmp_path / "model.safetensors"
     weights = {name: weight for name, weight in load_file(path).items() if "layers.1.mlp" not in name}
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks \d+ tensors of the body: .*layers\.1\.mlp.*`allow_missing`"):
+    with pytest.raises(ValueError, match=r"model.safetensors lacks model\.layers\.1\.mlp"):
         build_model(options(model=str(tmp_path)), AutoModelForMaskedLM, tokenizer)
     build_model(options(model=str(tmp_path), allow_missing=True), AutoModelForMaskedLM, tokenizer)
 

@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..conversion.check import COMPARED, load, make_inputs
-from ..conversion.checkpoint import refuse_existing, whole_folder
-from ..conversion.convert import VOCABULARIES, auto_class_of_ours, find_folder, quiet
 from ..model.checks import one_of
 from ..model.layers import TransformerLayer
 from ..model.moe import Experts, MixtureOfExperts
@@ -42,8 +38,6 @@ TASK_HEADS = ("classifier", "qa_outputs")  # start from random weights, so that 
 LABELS = ("id2label", "label2id", "problem_type")
 SAMPLES = 64  # values of a tensor that enter the fingerprint, at most twice as many
 SHOWN = 4  # names in a message
-# The largest difference of an output that merging may make, as a share of the largest output
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass
@@ -366,91 +360,3 @@ def shown(names: list[str]) -> str:
     """The first names of a list, and how many there are beyond."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(f"`{name}`" for name in names[:SHOWN]) + rest
-
-
-def merge_adapter(
-    folder: str | Path, out: str | Path, *, base: str | Path | None = None, dtype: torch.dtype | None = None
-) -> float:
-    """Write the model that an adapter and its base make together, with the tokenizer, and check that it computes the same.
-
-    Args:
-        folder: the adapter. out: a folder that does not exist yet; it is not made where anything is refused.
-        base: a checkpoint, ours or one that converts; default: the one that the adapter names.
-        dtype: of the merged weights; default: that of the base's. The sum itself is made in float32.
-
-    Returns:
-        The largest difference of an output between the adapted model and the merged one, read back from `out`, both in
-        float32, as a share of the largest output.
-
-    Raises:
-        ValueError: as `load_adapter_strictly`; if no base is known; if the outputs differ by more than rounding.
-        FileExistsError: if `out` holds anything. FileNotFoundError: if there is no adapter.
-    """
-    folder, out = Path(folder), Path(out)
-    refuse_existing(out)
-    config = read_config(folder)
-    source = str(base or config.base_model_name_or_path or "")
-    if not source:
-        raise ValueError(
-            f"{folder} does not say what it was trained on: give `base`, the folder or repo of that model."
-        )
-    model, stored_dtype = load_base(source, config, read_record(folder))
-    dtype = dtype or stored_dtype
-    adapted = load_adapter_strictly(model, folder).eval()
-    with whole_folder(out) as temporary:
-        save_tokenizer([folder, Path(source)], temporary)
-        inputs, _ = make_inputs(temporary, model)
-        expected = outputs_of(adapted, inputs)
-        merged: Any = adapted.merge_and_unload(safe_merge=True)
-        merged.to(dtype).save_pretrained(temporary)
-        found = outputs_of(load(temporary), inputs)
-        difference = max(
-            ((found[name] - value).abs().max() / value.abs().max()).item() for name, value in expected.items()
-        )
-        if not difference <= TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16]):  # NaN is refused as well
-            raise ValueError(
-                f"The merged model differs from {folder} by {difference:.1e} of the largest output in {dtype}: merge with "
-                "`dtype=torch.float32`."
-            )
-    return difference
-
-
-def load_base(
-    source: str, config: "PeftConfig", record: Mapping[str, Any] | None
-) -> tuple[PreTrainedModel, torch.dtype]:
-    """The model that an adapter belongs to, in float32, with the dtype in which it is stored."""
-    from .models import load_model  # builds models with adapters, from this module
-    from .options import ModelArguments
-
-    fields = {}
-    if record is None:
-        endings = {task: ending for ending, task in TASKS.items()}
-        name = f"AutoModel{endings[config.task_type]}" if config.task_type else "AutoModelForMaskedLM"
-        name = {"AutoModelForConditionalGeneration": "AutoModelForSeq2SeqLM", "AutoModelModel": "AutoModel"}.get(
-            name, name
-        )
-    else:
-        saved = transformers.AutoConfig.for_model(**record["config"])
-        name = auto_class_of_ours(record["architecture"], saved)
-        if isinstance(record["config"].get("id2label"), dict) and "Classification" in name:
-            fields = {label: getattr(saved, label) for label in LABELS}
-    with quiet():
-        model = load_model(ModelArguments(model=source), getattr(transformers, name), False, fields)
-    dtype = getattr(transformers.AutoConfig.from_pretrained(find_folder(source)), "dtype", None)
-    return model.eval(), dtype or torch.float32
-
-
-def save_tokenizer(sources: list[Path], target: Path) -> None:
-    """Saves the tokenizer of the first of the folders that has one."""
-    for source in sources:
-        if any(path for pattern in VOCABULARIES for path in source.glob(pattern)):
-            AutoTokenizer.from_pretrained(source).save_pretrained(target)
-            return
-    logger.warning(f"No tokenizer lies in {' or '.join(map(str, sources))}: the merged model is saved without one.")
-
-
-@torch.no_grad()
-def outputs_of(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The outputs of a model that can be compared, by name."""
-    output = model(**inputs)
-    return {name: output[name] for name in COMPARED if getattr(output, name, None) is not None}

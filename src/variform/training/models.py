@@ -15,16 +15,17 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import CONFIG_NAME
 
 from ..conversion.convert import family_of, find_folder, from_hf, saved_architecture
-from ..conversion.trust import check_remote_code
+from ..conversion.trust import check_folder, check_remote_code
 from ..forms import FormLoader, config_from_dict, load_fields
+from ..loading import load_strictly, read_config
 from ..model.configuration_variform import AUTO_MAP, VariformEncoderDecoderConfig
+from ..nearest import with_mend
 from .lora import LoraArguments, load_adapter_strictly, lora_config
 from .options import ModelArguments
 from .tokenizer import byte_tokenizer
-
-SHOWN = 6  # names of tensors in a message
 
 
 def load_tokenizer(options: ModelArguments, trained: Path | None = None) -> PreTrainedTokenizerBase:
@@ -113,7 +114,10 @@ def make_config(
         form.setdefault("decoder_start_token_id", start)
     else:
         form["vocab_size"] = len(tokenizer)
-    return config_from_dict(form)
+    try:
+        return config_from_dict(form)
+    except ValueError as error:
+        raise ValueError(with_mend(form, str(error))) from error
 
 
 def read_form(options: ModelArguments) -> dict[str, Any]:
@@ -162,6 +166,8 @@ def load_model(options: ModelArguments, auto_class: Any, on_meta: bool, fields: 
     if gguf:
         return from_hf(path, auto_class=auto_class, **gguf, **loading)
     folder = find_folder(path, revision=options.revision)
+    read_config(folder / CONFIG_NAME)
+    check_folder(folder)
     config = AutoConfig.from_pretrained(folder)
     is_ours = config.model_type in AUTO_MAP
     family = None if is_ours else family_of(config)
@@ -175,11 +181,9 @@ def load_model(options: ModelArguments, auto_class: Any, on_meta: bool, fields: 
     if is_ours:
         check_shape(config, auto_class, "model")
         # A head of another size, for other labels, is as good as none
-        model, info = auto_class.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, **loading, **fields
+        return load_strictly(
+            auto_class, folder, new_head=True, allow_missing=options.allow_missing, **loading, **fields
         )
-        refuse_missing(model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}, options)
-        return model
     if saved == auto_class.__name__ and not fields:
         return from_hf(folder, auto_class=auto_class, **loading)
     return with_head(from_hf(folder, **loading), auto_class, options, fields)
@@ -191,21 +195,9 @@ def with_head(source: PreTrainedModel, auto_class: Any, options: ModelArguments,
         setattr(source.config, name, value)
     check_shape(source.config, auto_class, "model")
     model = auto_class.from_config(source.config, attn_implementation=options.attn_implementation)
-    found = model.base_model.load_state_dict(source.base_model.state_dict(), strict=False)
-    prefix = f"{model.base_model_prefix}."
-    refuse_missing(model, {prefix + name for name in found.missing_keys}, options)
+    # The engine has filled in nothing: what is missing here is the head's pooler at most
+    model.base_model.load_state_dict(source.base_model.state_dict(), strict=False)
     return model
-
-
-def refuse_missing(model: PreTrainedModel, missing: set[str], options: ModelArguments) -> None:
-    """Raises ValueError where the body of a model would start from random weights; a head, with its pooler, may be new."""
-    body = sorted(name for name in missing if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name)
-    if body and not options.allow_missing:
-        names = ", ".join(body[:SHOWN]) + (" ..." if len(body) > SHOWN else "")
-        raise ValueError(
-            f"`model={options.model}` lacks {len(body)} tensors of the body: {names}. Pass `allow_missing` to start from "
-            "random weights there."
-        )
 
 
 def check_shape(config: PreTrainedConfig, auto_class: Any, name: str) -> None:
