@@ -61,8 +61,8 @@ def build_model(
     trained: Path | None = None,
     on_meta: bool = False,
     **fields: Any,
-) -> PreTrainedModel:
-    """The model of a run, with float32 weights, in training mode; with adapters where `lora` asks for them.
+) -> Any:
+    """The model of a run, with float32 weights, in training mode; a PEFT model where `lora` asks for adapters.
 
     Args:
         options: the form or the checkpoint.
@@ -84,7 +84,7 @@ def build_model(
     if options.model is not None:
         if options.set:
             raise ValueError("`set` changes a new model's form; a trained one is changed by `variform surgery`.")
-        model = load_model(options, auto_class, on_meta, fields)
+        model: Any = load_model(options, auto_class, on_meta, fields)
     else:
         config = make_config(options, tokenizer, fields)
         check_shape(config, auto_class, "form")
@@ -171,7 +171,7 @@ def load_model(options: ModelArguments, auto_class: Any, on_meta: bool, fields: 
     config = AutoConfig.from_pretrained(folder)
     is_ours = config.model_type in AUTO_MAP
     family = None if is_ours else family_of(config)
-    saved = None if family is None else family.auto_class_of(saved_architecture(config))
+    saved = "" if family is None else family.auto_class_of(saved_architecture(config))
     if on_meta:
         form = config if family is None else family.read_form(config, saved)
         for name, value in fields.items():
@@ -232,7 +232,7 @@ def check_length(config: PreTrainedConfig, length: int, name: str = "max_length"
         )
 
 
-def split_gguf(source: str) -> tuple[str, dict[str, str]]:
+def split_gguf(source: str) -> tuple[str, dict[str, Any]]:
     """A path that names a GGUF file as folder and `gguf_file`, the arguments of `from_pretrained`."""
     path = Path(source)
     return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (source, {})

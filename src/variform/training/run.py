@@ -135,7 +135,7 @@ class Run:
             batch_size=args.per_device_train_batch_size,
             length=length,
             optimizer="adafactor" if args.optim == "adafactor" else "sgd" if args.optim == "sgd" else "adamw",
-            gradient_checkpointing=args.gradient_checkpointing,
+            gradient_checkpointing=bool(args.gradient_checkpointing),
             accumulation=args.gradient_accumulation_steps,
             processes=args.world_size,
             device="cpu" if args.use_cpu else "cuda",
@@ -240,12 +240,13 @@ class Run:
 
     def card(self, trainer: Trainer, *, auto_class: Any, **facts: Any) -> CardFacts:
         """The card's facts: those that every run knows, and `facts`, which the script adds."""
+        model: Any = trainer.model
         return CardFacts(
             name=self.folder.name,
             auto_class=auto_class.__name__,
             training={**self.training_facts(trainer), **environment()},
             command=shlex.join(self.command),
-            **form_facts(trainer.model.config),
+            **form_facts(model.config),
             **facts,
         )
 

@@ -41,7 +41,7 @@ class TextScores:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         # Behind the last example there are some that come again, so that all processes have equally many
-        ids = prediction.predictions[: len(self.references)]
+        ids: Any = prediction.predictions[: len(self.references)]
         ids[ids == -100] = self.tokenizer.pad_token_id  # Trainer's own filler between batches
         answers = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         measured: dict[str, float] = {}
