@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerControl
 
 from variform.training import interruption as module
-from variform.training.interruption import SaveOnInterrupt, last_checkpoint
+from variform.training.interruption import SaveOnInterrupt
 
 ARGS = SimpleNamespace(device=torch.device("cpu"))
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -116,15 +116,3 @@ def test_a_signal_before_training_is_acted_on_in_it():
         signal.raise_signal(signal.SIGTERM)
         callback.on_train_begin(ARGS, None, TrainerControl())
         assert ask(callback).should_training_stop
-
-
-def test_the_last_checkpoint_is_the_highest_step_that_was_finished(tmp_path):
-    for name in ("checkpoint-90", "checkpoint-100", "checkpoint-110"):
-        (tmp_path / name).mkdir()
-    for name in ("checkpoint-90", "checkpoint-100"):
-        (tmp_path / name / "trainer_state.json").write_text("{}", encoding="utf-8")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
-
-
-def test_a_new_folder_has_no_checkpoint(tmp_path):
-    assert last_checkpoint(tmp_path / "new") is None

@@ -5,16 +5,13 @@ import sys
 import evaluate
 import numpy as np
 import pytest
-from transformers import EvalPrediction
 
 from variform.training.metrics import (
     METRICS,
-    PronunciationMetrics,
     closest_variant,
     load_metric,
     pronunciation_errors,
 )
-from variform.training.tokenizer import letters_and_symbols_tokenizer
 
 
 def edit_distance(source: list[str], target: list[str]) -> int:
@@ -60,28 +57,6 @@ def test_phoneme_errors_are_the_edit_distance():
 
 def test_of_equally_close_variants_the_first_counts():
     assert closest_variant("A B", ["A C", "A D"]) == "A C"
-
-
-@pytest.fixture
-def judge():
-    """PronunciationMetrics on (word, answer) pairs, padded as Trainer does it."""
-    tokenizer = letters_and_symbols_tokenizer("acdgot", ["K", "AE", "T", "D", "AO", "G"])
-    metrics = PronunciationMetrics(tokenizer, {"cat": ["K AE T"], "dog": ["D AO G"]})
-
-    def scores(*pairs: tuple[str, str]) -> dict[str, float]:
-        inputs = np.array([[*tokenizer(word)["input_ids"], -100] for word, _ in pairs])
-        answers = np.array([[1, *tokenizer(answer)["input_ids"], -100] for _, answer in pairs])
-        return metrics(EvalPrediction(predictions=answers, label_ids=None, inputs=inputs))
-
-    return scores
-
-
-def test_trainer_metrics_find_the_word_by_its_letters(judge):
-    assert judge(("dog", "D AO G"), ("cat", "K AE G")) == {"per": pytest.approx(100 / 6), "wer": 50.0}
-
-
-def test_a_word_that_comes_twice_counts_once(judge):
-    assert judge(("dog", "D AO G"), ("cat", "K AE G"), ("cat", "K AE G"))["wer"] == 50.0
 
 
 class TestLibraries:

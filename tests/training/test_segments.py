@@ -1,12 +1,13 @@
 """Segments with a memory: every row of a batch reads on, and a stopped run goes on as if it had not been."""
 
+import signal
 from itertools import pairwise
 
 import pytest
 import torch
 from tiny import build, tiny
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, DynamicCache, TrainingArguments
+from transformers import AutoModelForCausalLM, DynamicCache, TrainerCallback, TrainingArguments
 
 from variform.training.segments import Segments, SegmentSampler, SegmentTrainer
 
@@ -103,6 +104,36 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path):
     cold = trainer(tmp_path / "cold", save_strategy="no")
     cold.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert not torch.equal(cold.model.lm_head.weight, whole.model.lm_head.weight)
+
+
+def test_a_run_that_goes_on_at_the_edge_of_an_epoch_has_forgotten_the_one_before(tmp_path):
+    """Trainer reads a checkpoint's memory back after the epoch has begun, and this one begins with none."""
+    whole = trainer(tmp_path / "whole", save_strategy="epoch")
+    assert whole.train_safely()
+    assert not (tmp_path / "whole" / "checkpoint-6" / "memory_0.safetensors").exists()
+    again = trainer(tmp_path / "again", save_strategy="no")
+    assert again.train_safely(tmp_path / "whole" / "checkpoint-6")
+    for name, parameter in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], parameter), name
+
+
+def test_a_run_that_a_signal_stopped_goes_on_by_itself(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    whole = trainer(tmp_path / "whole", save_strategy="no")
+    assert whole.train_safely()
+    stopped = trainer(tmp_path / "run", save_strategy="no")
+    stopped.add_callback(Stop())
+    assert not stopped.train_safely() and stopped.state.global_step == 4
+    again = trainer(tmp_path / "run", save_strategy="no")
+    assert again.train_safely() and again.state.global_step == whole.state.global_step == 12
+    for name, parameter in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], parameter), name
+    lines = [[(e["step"], e["loss"]) for e in run.state.log_history if "loss" in e] for run in (whole, again)]
+    assert lines[0] == lines[1]
 
 
 def test_models_without_memory_and_data_of_another_kind_are_refused(tmp_path):

@@ -2,15 +2,11 @@
 
 import math
 import time
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
-
-from .buckets import LengthBucketSampler
 
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
@@ -71,38 +67,6 @@ class TimeBudget(TrainerCallback, ExportableState):
         if self.used >= self.seconds:
             control.should_training_stop = True
             control.should_save = True
-
-
-class ClockedTrainer(Trainer):
-    """A Trainer whose learning rate follows a `TimeBudget`.
-
-    Args:
-        budget: the budget to follow; with None the schedule is the one that the training arguments name.
-    """
-
-    def __init__(self, *, budget: TimeBudget | None = None, callbacks: Sequence[TrainerCallback] = (), **kwargs: Any):
-        # The budget comes first: the other callbacks read from it
-        super().__init__(callbacks=[*([budget] if budget else []), *callbacks], **kwargs)
-        self.budget = budget
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        if self.budget is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        optimizer = optimizer or self.optimizer  # made by Trainer before it asks for the schedule
-        self.lr_scheduler = LambdaLR(optimizer, self.budget.learning_rate_factor)  # type: ignore[arg-type]
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-
-class BudgetedTrainer(ClockedTrainer, Seq2SeqTrainer):
-    """A Seq2SeqTrainer whose learning rate follows a `TimeBudget`, with batches of like length."""
-
-    def _get_train_sampler(self, train_dataset=None) -> LengthBucketSampler:
-        examples = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [(len(example["input_ids"]), len(example["labels"])) for example in examples]
-        # What one optimizer step sees, on all processes: they wait for each other, so their batches are of like length
-        batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthBucketSampler(lengths, batch_size, seed=self.args.seed)
 
 
 def agree(value: float, device: torch.device) -> float:

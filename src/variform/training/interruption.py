@@ -11,12 +11,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .budget import agree
 
@@ -125,12 +122,3 @@ class SaveAtEpochEnd(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_save |= self.waiting
         self.waiting = False
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The checkpoint with the highest step that Trainer finished writing; None when there is none.
-
-    Trainer writes trainer_state.json last: a folder without it was cut off in the middle of a save.
-    """
-    finished = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    return str(max(finished, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if finished else None

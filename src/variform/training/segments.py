@@ -11,6 +11,8 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.cache_utils import Cache, DynamicCache
 
+from .safety import SafeTraining
+
 
 class Segments(Dataset):
     """A stream of tokens in consecutive segments: `{"input_ids", "labels"}`, whose labels are the next tokens.
@@ -72,12 +74,12 @@ class ForgetBetweenEpochs(TrainerCallback):
         self.trainer.memory = None
 
 
-class SegmentTrainer(Trainer):
+class SegmentTrainer(SafeTraining, Trainer):
     """A Trainer for decoders with `memory_length`: each row of a batch reads on in its text, remembering what it read.
 
     Trainer itself hands nothing from one step to the next. This one passes each output's `past_key_values` into the next
     call, in training and in evaluation apart, saves the memory with every checkpoint and takes it up again, so that a run
-    that is resumed is the run that was not stopped. Arguments as for `Trainer`; the datasets are `Segments`.
+    that is resumed is the run that was not stopped. Arguments as for `SafeTraining`; the datasets are `Segments`.
 
     Raises:
         ValueError: for a model without memory, or data of another kind.
@@ -132,9 +134,9 @@ class SegmentTrainer(Trainer):
         return Path(checkpoint) / f"memory_{self.args.process_index}.safetensors"
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Each process saves its own state here, so its memory too."""
+        """Each process saves its own state here, so its memory too; the next epoch begins without one."""
         super()._save_rng_state(output_dir)
-        if self.memory is not None:
+        if self.memory is not None and self.state.epoch != int(self.state.epoch):
             kept = {str(number): layer.keys.contiguous() for number, layer in enumerate(self.memory.layers)}
             save_file(kept, self._memory_file(output_dir), metadata={"seen": str(self.memory.get_seq_length())})
 

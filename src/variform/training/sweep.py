@@ -13,9 +13,9 @@ from rich.table import Table
 
 from ..report.costs import count_costs
 from .arguments import fields_of
+from .checkpoints import is_trained
 from .models import load_tokenizer, make_config
 from .options import ModelArguments
-from .safety import is_trained
 
 SWEEP_FILE = "sweep.json"
 NO_SWEEP = "none"  # for the runs of a grid, whose recipe may hold `sweep`

@@ -7,7 +7,7 @@ evaluate.combine([load_metric("bleu"), load_metric("chrf")])
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .pronunciation import PronunciationMetrics, closest_variant, pronunciation_errors
+from .pronunciation import closest_variant, pronunciation_errors
 
 if TYPE_CHECKING:
     from evaluate import Metric
@@ -44,4 +44,4 @@ def load_metric(name: str) -> "Metric":
     return metric_class(keep_in_memory=True)
 
 
-__all__ = ["METRICS", "PronunciationMetrics", "closest_variant", "load_metric", "pronunciation_errors"]
+__all__ = ["METRICS", "closest_variant", "load_metric", "pronunciation_errors"]
