@@ -20,7 +20,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test slow lowest quantized lint style conformance bench
+.PHONY: help env demo test slow lowest quantized lint style conformance peft bench
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -43,6 +43,9 @@ lowest: $(VENV)-lowest/.installed  ## run the contract tests with the oldest tra
 
 quantized: $(VENV)-quantized/.installed  ## run the tests of quantized experts, with torchao and bitsandbytes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)-quantized $(BIN)/python -m pytest tests/integration/test_moe_quantization.py $(ARGS)
+
+peft: $(VENV)/.installed-test  ## run PEFT's own tests on the family
+	PATH="$(abspath $(BIN)):$$PATH" bash tests/peft_suite/run.sh
 
 conformance: $(VENV)/.installed-test  ## run transformers' own model tests on the family
 	PATH="$(abspath $(BIN)):$$PATH" bash tests/conformance/run.sh

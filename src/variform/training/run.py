@@ -185,10 +185,11 @@ class Run:
                 stop_on_divergence=options.stop_on_divergence,
                 verify=options.checkpoint_verify,
             ),
-            callbacks=[self.timer, RunLog(), ProgressReport(budget), *callbacks],
+            callbacks=[self.timer, ProgressReport(budget), *callbacks],
             **kwargs,
         )
         trainer.remove_callback(PrinterCallback)
+        trainer.callback_handler.callbacks.insert(0, RunLog())  # before those that report what is logged
         return trainer
 
     def train(self, trainer: Any) -> bool:
