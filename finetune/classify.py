@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     check_length(model.config, task.max_length)
     if options.dry_run:
         return run.show_plan(model, auto_class, task.max_length)
-    examples = tokenize_classes(data, tokenizer, max_length=task.max_length)
+    examples = tokenize_classes(data, tokenizer, max_length=task.max_length, vocab_size=model.config.vocab_size)
     run.say(facts(data), examples.report)
     trainer = run.trainer(
         SafeTrainer,
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
         train_dataset=examples.data["train"],
         eval_dataset=examples.data["validation"],
         processing_class=tokenizer,
+        bucket_by=("input_ids",),
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=class_scores,
     )

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from datasets import DatasetDict
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -25,13 +26,14 @@ from transformers import (
     TrainingArguments,
 )
 
+from variform.conversion.convert import find_folder
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
 from variform.training.data import DataArguments, facts, load_data
-from variform.training.distillation import DistillationTrainer
+from variform.training.distillation import DistillationTrainer, load_teacher, with_labels_of
 from variform.training.lora import LoraArguments
 from variform.training.masking import MaskingCollator, count_hits, mask_once, masked_scores
-from variform.training.models import build_model, check_length, load_tokenizer
+from variform.training.models import build_model, check_length, check_vocabulary, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
 from variform.training.scores import class_scores
@@ -70,20 +72,22 @@ def main(argv: list[str]) -> int:
     task, source, start, lora, options, training = parse_recipe(parts, argv, defaults=defaults(), description=__doc__)
     run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
     auto_class = HEADS[task.task]
-    master = ModelArguments(model=task.teacher)
     start.tokenizer = start.tokenizer or task.teacher
     tokenizer = load_tokenizer(start, run.trained)
     data = load_data(source, needs=("text", "label") if task.task == "classify" else ("text",))
-    labels = names_of(data) if task.task == "classify" else {}
+    labels: dict[str, Any] = {}
+    if task.task == "classify":
+        data, labels = with_labels_of(AutoConfig.from_pretrained(find_folder(task.teacher)), data)
     model = build_model(
         start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run, **labels
     )
     check_length(model.config, task.max_length)
     if options.dry_run:
         return run.show_plan(model, auto_class, task.max_length)
-    teacher = build_model(master, auto_class, tokenizer, **labels)
+    teacher = load_teacher(task.teacher, auto_class)
     check_length(teacher.config, task.max_length)
-    examples, judging = make_examples(task, data, tokenizer, training.seed)
+    check_vocabulary(teacher.config, tokenizer)
+    examples, judging = make_examples(task, data, tokenizer, model.config.vocab_size, training.seed)
     run.say(facts(data), examples.report)
     trainer = run.trainer(
         DistillationTrainer,
@@ -95,6 +99,7 @@ def main(argv: list[str]) -> int:
         train_dataset=examples.data["train"],
         eval_dataset=examples.data["validation"],
         processing_class=tokenizer,
+        bucket_by=("input_ids",),
         **judging,
     )
     if not run.train(trainer):
@@ -122,25 +127,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def names_of(data: DatasetDict) -> dict[str, Any]:
-    """The classes of the data as fields of a config."""
-    names = data["train"].features["label"].names
-    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-
-
 def make_examples(
-    task: DistillationArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, seed: int
+    task: DistillationArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, vocab_size: int, seed: int
 ) -> tuple:
     """The examples of the task, and what makes batches of them and judges answers, as arguments of a Trainer."""
+    options = {"max_length": task.max_length, "vocab_size": vocab_size}
     if task.task == "classify":
-        examples = tokenize_classes(data, tokenizer, max_length=task.max_length)
+        examples = tokenize_classes(data, tokenizer, **options)
         return examples, {"data_collator": DataCollatorWithPadding(tokenizer), "compute_metrics": class_scores}
     if task.task == "masked_lm":
-        examples = tokenize_masked(data, tokenizer, max_length=task.max_length)
+        examples = tokenize_masked(data, tokenizer, **options)
         examples.data["validation"] = mask_once(examples.data["validation"], tokenizer, task.masked, seed)
         collator, count, judge = MaskingCollator(tokenizer, task.masked), count_hits, masked_scores
     else:
-        examples = tokenize_documents(data, tokenizer, max_length=task.max_length)
+        examples = tokenize_documents(data, tokenizer, **options)
         collator, count, judge = pad_causal, count_surprise, token_perplexity
     return examples, {"data_collator": collator, "preprocess_logits_for_metrics": count, "compute_metrics": judge}
 

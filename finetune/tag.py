@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     check_length(model.config, task.max_length)
     if options.dry_run:
         return run.show_plan(model, auto_class, task.max_length)
-    examples = tokenize_words(data, tokenizer, max_length=task.max_length)
+    examples = tokenize_words(data, tokenizer, max_length=task.max_length, vocab_size=model.config.vocab_size)
     run.say(facts(data), examples.report)
     score = Scores(names, task.metric)
     trainer = run.trainer(
@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
         train_dataset=examples.data["train"],
         eval_dataset=examples.data["validation"],
         processing_class=tokenizer,
+        bucket_by=("input_ids",),
         data_collator=DataCollatorForTokenClassification(tokenizer),
         compute_metrics=score,
         preprocess_logits_for_metrics=lambda logits, _: logits.argmax(dim=-1),

@@ -392,6 +392,17 @@ class TestFacts:
         assert hashlib.sha256(Path(path).read_bytes()).hexdigest() in told["SHA-256 of the files"]
         assert "2 of 10 different examples held out by a shuffle with seed 0" in told["split"]
 
+    def test_many_files_have_one_digest(self, tmp_path):
+        for number in range(9):
+            write(tmp_path / f"{number}.txt", f"line {number}")
+        told = facts(load_data(DataArguments(train_files=[str(tmp_path / "*.txt")], held_out=2)))
+        lines = [
+            f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+            for path in sorted(tmp_path.glob("*.txt"))
+        ]
+        digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+        assert told["SHA-256 of the files"] == f"`{digest}` of the list of 9 that `sha256sum` makes"
+
     def test_the_digest_tells_other_rows_apart_and_not_the_training_part(self, tmp_path):
         def digest(train, held_out):
             paths = [write(tmp_path / f"{name}.jsonl", table) for name, table in (("a", train), ("b", held_out))]

@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from variform.training import tokenizing
-from variform.training.tokenizer import byte_tokenizer, letters_and_symbols_tokenizer
+from variform.training.tokenizer import byte_tokenizer, letters_and_symbols_tokenizer, train_tokenizer
 from variform.training.tokenizing import (
     best_answers,
     check_ids,
@@ -141,6 +141,14 @@ class TestWords:
         row = tokenize_words(data, word_pieces(), max_length=9).data["train"][0]
         assert row["input_ids"] == [2, 5, 9, 10, 6, 3]
         assert row["labels"] == [-100, 1, -100, -100, 0, -100]
+
+    def test_words_are_the_tokens_that_they_are_inside_a_text(self):
+        tokenizer = train_tokenizer(["an ant and an ant"] * 3, 275)
+        data = splits([{"tokens": ["an", "ant", "ran"], "tags": [1, 0, 1]}], **self.FEATURES)
+        row = tokenize_words(data, tokenizer, max_length=20).data["train"][0]
+        assert row["input_ids"] == tokenizer("an ant ran")["input_ids"]
+        assert row["input_ids"] != tokenizer(["an", "ant", "ran"], is_split_into_words=True)["input_ids"]
+        assert [label for label in row["labels"] if label != -100] == [1, 0, 1]
 
     def test_words_that_are_cut_off_have_no_label(self):
         data = splits([{"tokens": ["abc", "b"], "tags": [1, 0]}], **self.FEATURES)

@@ -47,9 +47,8 @@ class Meter:
             self.last_line = now
             minutes_left = (now - self.started) * (1 - progress) / (progress - self.start) / 60
             note = f", {figures}" if figures else ""
-            self.console.print(
-                f"{self.title} {100 * progress:3.0f} %, {minutes_left:.1f} min left{note}", highlight=False
-            )
+            line = f"{self.title} {100 * progress:3.0f} %, {minutes_left:.1f} min left{note}"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if self.bar is not None:

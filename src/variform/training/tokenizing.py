@@ -117,14 +117,16 @@ def tokenize_pairs(
     max_target_length: int,
     prefix: str = "",
     vocab_size: int | None = None,
+    target_vocab_size: int | None = None,
 ) -> Tokenized:
     """`text`, `target` -> `input_ids`, `attention_mask`, `labels` for an encoder-decoder.
 
     Args:
         max_source_length, max_target_length: tokens; what is beyond is cut off.
         prefix: put before each text, such as "translate English to Italian: ".
+        vocab_size: of the encoder; an id beyond it is refused. target_vocab_size: the same of the decoder.
     """
-    return _tokenize(
+    pairs = _tokenize(
         data,
         _pairs,
         tokenizer,
@@ -133,6 +135,10 @@ def tokenize_pairs(
         max_target_length=max_target_length,
         prefix=prefix,
     )
+    if target_vocab_size is not None:
+        for rows in pairs.data.values():
+            check_ids(rows, tokenizer, target_vocab_size, column="labels")
+    return pairs
 
 
 def _pairs(
@@ -177,13 +183,25 @@ def tokenize_words(
 
 
 def _words(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Batch:
-    encoded, cut = _encode(tokenizer, batch["tokens"], max_length=max_length, is_split_into_words=True)
+    rows = batch["tokens"]
+    if _spaces_begin_words(tokenizer):
+        rows = [[*row[:1], *(f" {word}" for word in row[1:])] for row in rows]
+    encoded, cut = _encode(tokenizer, rows, max_length=max_length, is_split_into_words=True)
     labels = []
     for row, tags in enumerate(batch["tags"]):
         words = encoded.word_ids(row)
         begins = [word is not None and word != before for word, before in zip(words, [None, *words])]
         labels.append([tags[word] if first else IGNORED for word, first in zip(words, begins)])
     return {**encoded, "labels": labels, CUT: cut, TRAINED: [any(tag != IGNORED for tag in row) for row in labels]}
+
+
+def _spaces_begin_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether words are other tokens inside a text than one by one: byte-level BPE counts the space before a word to it."""
+
+    def ids(text: str | list[str]) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, is_split_into_words=isinstance(text, list))["input_ids"]
+
+    return ids(["a", " b"]) == ids("a b") != ids(["a", "b"])
 
 
 def tokenize_questions(
@@ -306,21 +324,26 @@ def _tokenize(
     return Tokenized(tokenized, report)
 
 
-def check_ids(rows: Dataset, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+def check_ids(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, column: str = "input_ids"
+) -> None:
     """Refuse token ids that a model has no embedding for.
+
+    Args:
+        vocab_size: of the stack that reads the column.
 
     Raises:
         ValueError: names the first such id, where it stands, and what to do.
     """
-    ids = rows.with_format("arrow")[:]["input_ids"] if len(rows) else pyarrow.chunked_array([[[0]]])
+    ids = rows.with_format("arrow")[:][column] if len(rows) else pyarrow.chunked_array([[[0]]])
     highest = pyarrow.compute.max(pyarrow.compute.list_flatten(ids)).as_py()
     if highest < vocab_size:
         return
-    for number, row in enumerate(rows["input_ids"]):
+    for number, row in enumerate(rows[column]):
         wrong = next((place for place, token in enumerate(row) if token >= vocab_size), None)
         if wrong is not None:
             raise ValueError(
-                f"input_ids[{number}, {wrong}] = {row[wrong]}, but `vocab_size` is {vocab_size} (the tokenizer has "
+                f"{column}[{number}, {wrong}] = {row[wrong]}, but `vocab_size` is {vocab_size} (the tokenizer has "
                 f"{len(tokenizer)}): take the tokenizer of the model, or `resize_token_embeddings`."
             )
 
