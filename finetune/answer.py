@@ -50,7 +50,9 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         return run.show_plan(model, auto_class, task.max_length)
     data = load_data(source, needs=("question", "context", "answers"))
-    windows = tokenize_questions(data, tokenizer, max_length=task.max_length, stride=task.stride)
+    windows = tokenize_questions(
+        data, tokenizer, max_length=task.max_length, stride=task.stride, vocab_size=model.config.vocab_size
+    )
     run.say(facts(data), windows.report)
     trained_on = ["input_ids", "start_positions", "end_positions"]
     trainer = run.trainer(

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     parsed = parse_recipe(parts, argv, defaults=defaults(sample_by="document"), description=__doc__)
     task, source, start, lora, options, training = parsed
     if is_swept(options):
-        return sweep(main, argv, parsed, length=task.max_length)
+        return sweep(main, argv, parsed, length="max_length")
     run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
     tokenizer = load_tokenizer(start, run.trained)
     auto_class = AutoModelForCausalLM

@@ -30,10 +30,10 @@ from variform.conversion.convert import find_folder
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
 from variform.training.data import DataArguments, facts, load_data
-from variform.training.distillation import DistillationTrainer, load_teacher, with_labels_of
+from variform.training.distillation import DistillationTrainer, with_labels_of
 from variform.training.lora import LoraArguments
 from variform.training.masking import MaskingCollator, count_hits, mask_once, masked_scores
-from variform.training.models import build_model, check_length, check_vocabulary, load_tokenizer
+from variform.training.models import build_model, check_length, check_vocabulary, load_teacher, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
 from variform.training.scores import class_scores
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     start.tokenizer = start.tokenizer or task.teacher
     tokenizer = load_tokenizer(start, run.trained)
     data = load_data(source, needs=("text", "label") if task.task == "classify" else ("text",))
-    labels: dict[str, Any] = {}
+    known, labels = facts(data), {}
     if task.task == "classify":
         data, labels = with_labels_of(AutoConfig.from_pretrained(find_folder(task.teacher)), data)
     model = build_model(
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     check_length(teacher.config, task.max_length)
     check_vocabulary(teacher.config, tokenizer)
     examples, judging = make_examples(task, data, tokenizer, model.config.vocab_size, training.seed)
-    run.say(facts(data), examples.report)
+    run.say(known, examples.report)
     trainer = run.trainer(
         DistillationTrainer,
         model=model,
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> int:
             figures=[Figure(name, name, value, unit="") for name, value in measured.items()],
             baselines=others,
             base_model=task.teacher,
-            data=facts(data),
+            data=known,
         ),
     )
     return 0

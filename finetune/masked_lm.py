@@ -19,6 +19,7 @@ from variform.training.masking import MaskingCollator, count_hits, mask_once, ma
 from variform.training.models import build_model, check_length, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
+from variform.training.sweep import is_swept, sweep
 from variform.training.tokenizing import tokenize_masked
 from variform.training.trainers import SafeTrainer
 
@@ -35,7 +36,10 @@ class MaskingArguments:
 def main(argv: list[str]) -> int:
     """Run the recipe; returns the exit status."""
     parts = [MaskingArguments, DataArguments, ModelArguments, LoraArguments, RunArguments, TrainingArguments]
-    task, source, start, lora, options, training = parse_recipe(parts, argv, defaults=defaults(), description=__doc__)
+    parsed = parse_recipe(parts, argv, defaults=defaults(), description=__doc__)
+    task, source, start, lora, options, training = parsed
+    if is_swept(options):
+        return sweep(main, argv, parsed, length="max_length")
     run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
     tokenizer = load_tokenizer(start, run.trained)
     collator = MaskingCollator(tokenizer, task.masked)
@@ -45,7 +49,10 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         return run.show_plan(model, auto_class, task.max_length)
     data = load_data(source, needs=("text",))
-    examples = tokenize_masked(data, tokenizer, max_length=task.max_length, blocks=task.join_texts)
+    vocab_size = model.config.vocab_size
+    examples = tokenize_masked(
+        data, tokenizer, max_length=task.max_length, blocks=task.join_texts, vocab_size=vocab_size
+    )
     run.say(facts(data), examples.report)
     trainer = run.trainer(
         SafeTrainer,

@@ -24,12 +24,13 @@ from variform.training.arguments import parse_recipe
 from variform.training.baselines import copy_source, lead_words
 from variform.training.data import DataArguments, facts, load_data
 from variform.training.lora import LoraArguments
+from variform.training.masking import masked_scores
 from variform.training.models import build_model, check_length, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.packing import PackedDataset, PackedOrPlain, PackingCollator
 from variform.training.reload import prove_reload
 from variform.training.run import STOPPED, Run, defaults, run_script
-from variform.training.scores import SCORES, TextScores, perplexity
+from variform.training.scores import SCORES, TextScores, count_answers
 from variform.training.span_corruption import SetEpoch, SpanCorruption
 from variform.training.sweep import is_swept, sweep
 from variform.training.tokenizer import letters_and_symbols_tokenizer
@@ -69,23 +70,25 @@ def main(argv: list[str]) -> int:
     parsed = parse_recipe(parts, argv, defaults=defaults(predict_with_generate="true"), description=__doc__)
     task, source, start, lora, options, training = parsed
     if is_swept(options):
-        return sweep(main, argv, parsed, length=task.max_source_length)
+        return sweep(main, argv, parsed, length="max_source_length", read_tokenizer=read_tokenizer)
+    check_task(task, start)
     run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
     pairs = task.objective == "pairs"
     training.predict_with_generate = pairs
     data = load_data(source, needs=columns_of(task))
-    tokenizer = letters_of(data) if start.tokenizer == "letters" else load_tokenizer(start, run.trained)
+    tokenizer = load_tokenizer(start, run.trained) if run.trained else read_tokenizer(task, source, start, data=data)
     auto_class = AutoModelForSeq2SeqLM
     model = build_model(start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run)
     check_length(model.config, task.max_source_length, "max_source_length", stack="encoder")
     check_length(model.config, task.max_target_length, "max_target_length")
     if options.dry_run:
         return run.show_plan(model, auto_class, task.max_source_length)
-    model.generation_config.max_length = task.max_target_length
-    train_on, judged, report = (
-        make_pairs(task, data, tokenizer) if pairs else make_spans(task, data, tokenizer, training.seed)
-    )
+    model.generation_config.max_length = task.max_target_length + 1  # the token that the decoder starts with counts
+    make = make_pairs if pairs else make_spans
+    train_on, judged, report = make(task, data, tokenizer, model.config, training.seed)
     run.say(facts(data), report)
+    judging = judging_of(task, data, tokenizer)
+    callbacks = [] if pairs else [SetEpoch(train_on)]
     pad = DataCollatorForSeq2Seq(tokenizer, model=model)
     if task.rows == "pack":
         train_on = PackedDataset(
@@ -100,15 +103,13 @@ def main(argv: list[str]) -> int:
         eval_dataset=judged,
         processing_class=tokenizer,
         data_collator=PackedOrPlain(pack, pad) if task.rows == "pack" else pad,
-        compute_metrics=TextScores(tokenizer, data["validation"][task.references_column], task.metrics)
-        if pairs
-        else None,
         bucket_by=("input_ids", "labels") if pairs and task.rows == "pad" else None,
-        callbacks=[] if pairs else [SetEpoch(train_on)],
+        callbacks=callbacks,
+        **judging,
     )
     if not run.train(trainer):
         return STOPPED
-    measured = judge(trainer, task) if pairs else perplexity(trainer.evaluate())
+    measured = judge(trainer, task)
     others = compare(task, data)
     run.show_scores("Held-out texts", {**measured, **others})
     if task.prompts and trainer.is_world_process_zero():
@@ -136,15 +137,31 @@ def columns_of(task: TextToTextArguments) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("text", "target", task.references_column))) if task.objective == "pairs" else ("text",)
 
 
-def letters_of(data: DatasetDict) -> PreTrainedTokenizerBase:
-    """A vocabulary of the characters of all texts and the words of all targets, which are runs of capitals."""
-    symbols = {word for split in data.values() for target in split["target"] for word in target.split()}
+def check_task(task: TextToTextArguments, start: ModelArguments) -> None:
+    """Raises ValueError for what reads targets, where texts are all there is."""
+    readers = {"baseline": task.baseline != "none", "tokenizer": start.tokenizer == "letters"}
+    for name, reads_targets in readers.items():
+        if task.objective == "spans" and reads_targets:
+            value = task.baseline if name == "baseline" else start.tokenizer
+            raise ValueError(f"`{name}={value}` reads targets, and `objective=spans` has texts alone.")
+
+
+def read_tokenizer(
+    task: TextToTextArguments, source: DataArguments, start: ModelArguments, *, data: DatasetDict | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a new run: `letters` has the characters of all texts, and the words of all targets, runs of capitals."""
+    if start.tokenizer != "letters":
+        return load_tokenizer(start)
+    splits = (data or load_data(source, needs=columns_of(task))).values()
+    letters = {letter for split in splits for text in split["text"] for letter in text}
     return letters_and_symbols_tokenizer(
-        {letter for split in data.values() for text in split["text"] for letter in text}, symbols
+        letters, {word for split in splits for target in split["target"] for word in target.split()}
     )
 
 
-def make_pairs(task: TextToTextArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple:
+def make_pairs(
+    task: TextToTextArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, config: Any, seed: int
+) -> tuple:
     """Examples to train on and to judge by, and what was cut or dropped."""
     pairs = tokenize_pairs(
         data,
@@ -152,19 +169,45 @@ def make_pairs(task: TextToTextArguments, data: DatasetDict, tokenizer: PreTrain
         max_source_length=task.max_source_length,
         max_target_length=task.max_target_length,
         prefix=task.prefix,
+        vocab_size=config.encoder.vocab_size,
+        target_vocab_size=config.decoder.vocab_size,
     )
+    if pairs.report["validation dropped"]:  # each answer is held to the target in its place
+        raise ValueError(
+            f"{pairs.report['validation dropped']} held-out targets have no token: leave their lines out."
+        )
     return pairs.data["train"], pairs.data["validation"], pairs.report
 
 
-def make_spans(task: TextToTextArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple:
+def make_spans(
+    task: TextToTextArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, config: Any, seed: int
+) -> tuple:
     """The same of texts with spans cut out, other ones each epoch; those that are judged stay as they are."""
-    texts = tokenize_documents(data, tokenizer, max_length=task.max_source_length)
+    texts = tokenize_documents(
+        data, tokenizer, max_length=task.max_source_length, vocab_size=config.encoder.vocab_size
+    )
     train_on, judged = (SpanCorruption(texts.data[split], tokenizer, seed=seed) for split in ("train", "validation"))
+    longest = max(len(example["labels"]) for examples in (train_on, judged) for example in examples)
+    if longest > task.max_target_length:
+        raise ValueError(
+            f"The spans of a text take {longest} tokens, `max_target_length` is {task.max_target_length}: raise it, or lower "
+            "`max_source_length`."
+        )
     return train_on, judged, texts.report
 
 
+def judging_of(task: TextToTextArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """How answers are judged, as arguments of a Trainer: generated texts by their metrics, spans token by token."""
+    if task.objective == "pairs":
+        return {"compute_metrics": TextScores(tokenizer, data["validation"][task.references_column], task.metrics)}
+    return {"compute_metrics": masked_scores, "preprocess_logits_for_metrics": count_answers}
+
+
 def judge(trainer: Any, task: TextToTextArguments) -> dict[str, float]:
-    """The scores with each beam width."""
+    """The scores, of texts with each beam width."""
+    if task.objective == "spans":
+        measured = trainer.evaluate()
+        return {name: measured[f"eval_{name}"] for name in ("perplexity", "accuracy")}
     scores = {}
     for width in task.beams:
         measured = trainer.evaluate(num_beams=width)
@@ -183,13 +226,14 @@ def compare(task: TextToTextArguments, data: DatasetDict) -> dict[str, float]:
 
 
 def answer(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, task: TextToTextArguments) -> None:
-    """Print what the model makes of texts, and that the saved model says the same in new processes."""
+    """Print what the model makes of texts, and that the saved model says the same in new processes; adapters are none there."""
     texts = [task.prefix + text for text in task.prompts]
     batch = tokenizer(texts, padding=True, return_tensors="pt").to(model.device)
     answers = tokenizer.batch_decode(model.eval().generate(**batch), skip_special_tokens=True)
     for text, said in zip(task.prompts, answers):
         run.console.print(f"  {text:20} {said}", markup=False)
-    prove_reload(run.folder, texts, answers, console=run.console)
+    if not hasattr(model, "peft_config"):
+        prove_reload(run.folder, texts, answers, console=run.console)
 
 
 if __name__ == "__main__":

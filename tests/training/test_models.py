@@ -11,13 +11,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
 )
 
 import variform
 from variform.training.lora import LoraArguments
-from variform.training.models import build_model, check_length, load_tokenizer, make_config
+from variform.training.models import build_model, check_length, load_teacher, load_tokenizer, make_config
 from variform.training.options import ModelArguments
 from variform.training.tokenizer import train_tokenizer
 
@@ -46,14 +47,21 @@ def test_a_new_model_has_the_vocabulary_and_ids_of_its_tokenizer(tokenizer):
 def test_a_form_can_be_named_and_changed(tokenizer):
     changed = options(form="bert-base", set=["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2"])
     config = make_config(changed, tokenizer, {"num_labels": 3})
-    assert (config.hidden_size, config.num_hidden_layers, config.num_labels, config.norm_placement) == (16, 1, 3, "post")
+    assert (config.hidden_size, config.num_hidden_layers, config.num_labels, config.norm_placement) == (
+        16,
+        1,
+        3,
+        "post",
+    )
 
 
 def test_a_change_of_an_encoder_decoder_reaches_both_stacks_or_the_one_it_names(tokenizer):
     stacks = {"encoder": STACK, "decoder": STACK}
     form = {"model_type": "variform_encoder_decoder", **stacks}
     config = make_config(
-        options(form=form, set=["norm_placement=post", "decoder.num_hidden_layers=1", "label_smoothing=0.1"]), tokenizer, {}
+        options(form=form, set=["norm_placement=post", "decoder.num_hidden_layers=1", "label_smoothing=0.1"]),
+        tokenizer,
+        {},
     )
     assert (config.encoder.norm_placement, config.decoder.norm_placement) == ("post", "post")
     assert (config.encoder.num_hidden_layers, config.decoder.num_hidden_layers) == (2, 1)
@@ -89,6 +97,30 @@ def test_a_foreign_checkpoint_goes_on_under_its_head_or_a_new_one(tokenizer, tmp
         torch.testing.assert_close(model(ids).logits, native(ids).logits, rtol=0, atol=1e-5)
 
 
+def test_classes_that_agree_in_number_keep_the_head_that_was_trained(tokenizer, tmp_path):
+    native = BertForSequenceClassification(BERT).eval()
+    native.save_pretrained(tmp_path)
+    labels = {"id2label": {0: "dull", 1: "bright"}, "label2id": {"dull": 0, "bright": 1}}
+    model = build_model(options(model=str(tmp_path)), AutoModelForSequenceClassification, tokenizer, **labels).eval()
+    ids = torch.randint(5, 300, (2, 9))
+    torch.testing.assert_close(model(ids).logits, native(ids).logits, rtol=0, atol=1e-5)
+    assert model.config.id2label == labels["id2label"]
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_a_teacher_has_its_head_or_is_refused(tokenizer, tmp_path, is_native):
+    native = BertForSequenceClassification(BERT).eval()
+    model = native if is_native else variform.from_hf(native)
+    model.save_pretrained(tmp_path / "taught")
+    ids = torch.randint(5, 300, (2, 9))
+    teacher = load_teacher(str(tmp_path / "taught"), AutoModelForSequenceClassification).eval()
+    torch.testing.assert_close(teacher(ids).logits, native(ids).logits, rtol=0, atol=1e-5)
+    body = BertForMaskedLM(BERT) if is_native else variform.from_hf(BertForMaskedLM(BERT))
+    body.save_pretrained(tmp_path / "body")
+    with pytest.raises(ValueError, match="classifier"):
+        load_teacher(str(tmp_path / "body"), AutoModelForSequenceClassification)
+
+
 def test_a_decoder_of_another_family_takes_adapters(tokenizer, tmp_path):
     LlamaForCausalLM(LlamaConfig(vocab_size=300, **STACK)).save_pretrained(tmp_path)
     model = build_model(
@@ -115,11 +147,19 @@ def test_a_body_that_lacks_weights_is_refused_unless_that_is_allowed(tokenizer, 
     [
         ({}, AutoModelForMaskedLM, "Give `form`, .* or `model`"),
         ({"form": ENCODER, "model": "x"}, AutoModelForMaskedLM, "not both"),
-        ({"form": ENCODER}, AutoModelForCausalLM, "`form` is a variform_encoder; this script trains one of: variform_decoder"),
+        (
+            {"form": ENCODER},
+            AutoModelForCausalLM,
+            "`form` is a variform_encoder; this script trains one of: variform_decoder",
+        ),
         ({"form": ENCODER}, AutoModelForSeq2SeqLM, "trains one of: variform_encoder_decoder"),
         ({"form": {**ENCODER, "hiden_size": 9}}, AutoModelForMaskedLM, "hidden_size"),
         ({"form": ENCODER, "set": ["hidden_size"]}, AutoModelForMaskedLM, "`set` takes FIELD=VALUE"),
-        ({"form": ENCODER, "set": ["encoder.hidden_size=8"]}, AutoModelForMaskedLM, "has no stacks; write `hidden_size`"),
+        (
+            {"form": ENCODER, "set": ["encoder.hidden_size=8"]},
+            AutoModelForMaskedLM,
+            "has no stacks; write `hidden_size`",
+        ),
         ({"model": "x", "set": ["hidden_size=8"]}, AutoModelForMaskedLM, "`set` changes a new model's form"),
     ],
 )

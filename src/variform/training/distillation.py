@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from datasets import DatasetDict
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -52,6 +53,29 @@ def likeness_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tens
 def paired_layers(student: int, teacher: int) -> list[tuple[int, int]]:
     """Each layer of the student with the teacher's at the same relative depth, from 1; the last ones are paired."""
     return [(layer, round(layer * teacher / student)) for layer in range(1, student + 1)]
+
+
+def with_labels_of(config: Any, data: DatasetDict) -> tuple[DatasetDict, dict[str, Any]]:
+    """The data with its classes in the order of the teacher's, and their names as fields of the student's config.
+
+    Names are compared without case. A teacher whose classes have other names, such as `LABEL_0`, has them in the data's order.
+
+    Args:
+        config: of the teacher. data: with a column `label` of classes.
+
+    Raises:
+        ValueError: for another number of classes than the teacher's, or labels that are numbers.
+    """
+    names = getattr(data["train"].features["label"], "names", None)
+    theirs = [str(config.id2label[number]) for number in range(config.num_labels)]
+    if names is None or len(names) != len(theirs):
+        what = "numbers" if names is None else f"{len(names)} classes ({', '.join(names)})"
+        raise ValueError(f"`label` has {what}, `teacher` predicts {len(theirs)} classes ({', '.join(theirs)}).")
+    numbers = {name.lower(): number for number, name in enumerate(theirs)}
+    if set(numbers) == {name.lower() for name in names}:
+        names = theirs
+        data = DatasetDict({split: rows.align_labels_with_mapping(numbers, "label") for split, rows in data.items()})
+    return data, {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
 
 class DistillationTrainer(SafeTrainer):

@@ -184,8 +184,11 @@ def load_model(options: ModelArguments, auto_class: Any, on_meta: bool, fields: 
         return load_strictly(
             auto_class, folder, new_head=True, allow_missing=options.allow_missing, **loading, **fields
         )
-    if saved == auto_class.__name__ and not fields:
-        return from_hf(folder, auto_class=auto_class, **loading)
+    if saved == auto_class.__name__ and len(fields.get("id2label", config.id2label)) == config.num_labels:
+        model = from_hf(folder, auto_class=auto_class, **loading)
+        for name, value in fields.items():
+            setattr(model.config, name, value)
+        return model
     return with_head(from_hf(folder, **loading), auto_class, options, fields)
 
 
@@ -200,6 +203,25 @@ def with_head(source: PreTrainedModel, auto_class: Any, options: ModelArguments,
     return model
 
 
+def load_teacher(source: str, auto_class: Any) -> PreTrainedModel:
+    """A checkpoint with the head that is asked for, whole: a head that started at random would teach nothing.
+
+    Args:
+        source: a folder or repo, of ours or of a model that converts; or the path of a GGUF file.
+        auto_class: the Auto class of the head.
+
+    Raises:
+        ValueError: for a checkpoint without this head, or that lacks anything else.
+    """
+    path, gguf = split_gguf(source)
+    folder = find_folder(path)
+    config = None if gguf else AutoConfig.from_pretrained(folder)
+    if config is None or config.model_type not in AUTO_MAP:
+        return from_hf(path, auto_class=auto_class, dtype=torch.float32, **gguf)
+    check_shape(config, auto_class, "teacher")
+    return load_strictly(auto_class, folder, dtype=torch.float32)
+
+
 def check_shape(config: PreTrainedConfig, auto_class: Any, name: str) -> None:
     """Raises ValueError for a form that has no such head."""
     if auto_class.__name__ not in AUTO_MAP[config.model_type]:
@@ -209,7 +231,7 @@ def check_shape(config: PreTrainedConfig, auto_class: Any, name: str) -> None:
 
 def check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises ValueError where the tokenizer has ids that the model has no vector for."""
-    size = config.get_text_config().vocab_size
+    size = min(getattr(config, stack, config).vocab_size for stack in ("encoder", "decoder"))
     if len(tokenizer) > size:
         raise ValueError(
             f"`tokenizer` has {len(tokenizer)} tokens, the model's `vocab_size` is {size}: call "

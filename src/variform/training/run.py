@@ -30,6 +30,7 @@ from .progress import ProgressReport
 from .routers import watch_experts
 from .safety import Safety
 from .speed import StepTimer
+from .sweep import is_swept
 
 STOPPED = 130  # the exit status of a run that was stopped and can go on
 # What the command line did not say and TrainingArguments would leave to chance: nothing is sent anywhere, every parameter of
@@ -89,7 +90,7 @@ class Run:
         trained: the folder, where a run came to its end there that is not to be taken up again; else None.
 
     Raises:
-        ValueError: where the folder cannot be written, or another run is at work there.
+        ValueError: where the folder cannot be written, or another run is at work there; for a grid, which is many runs.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class Run:
         others: Sequence[Any],
         counts_tokens: bool = True,
     ):
+        if is_swept(options):
+            raise ValueError("`sweep` is for scripts that train new models: causal_lm.py, masked_lm.py, seq2seq.py.")
         self.options, self.training = options, training
         self.base_name = next((part.model for part in others if isinstance(part, ModelArguments)), None)
         self.folder = Path(str(training.output_dir))
