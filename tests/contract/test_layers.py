@@ -39,7 +39,15 @@ ALLOWED = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_n
 # The tools do not know of each other; all of them may show a form with `report`
 TOOLS = ("conversion", "surgery", "training", "hub", "report")
 # What may call any tool
-FRONTS = {"cli.py", "__main__.py", "hub/publish.py", "training/merging.py", "training/models.py", "training/run.py"}
+FRONTS = {
+    "cli.py",
+    "__main__.py",
+    "hub/publish.py",
+    "training/inference.py",
+    "training/merging.py",
+    "training/models.py",
+    "training/run.py",
+}
 
 
 def imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:

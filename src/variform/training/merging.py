@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import transformers
@@ -14,16 +14,25 @@ from ..conversion.check import COMPARED, load, make_inputs
 from ..conversion.checkpoint import refuse_existing, whole_folder
 from ..conversion.convert import VOCABULARIES, auto_class_of_ours, find_folder, quiet
 from .lora import LABELS, TASKS, load_adapter_strictly, read_config, read_record
-from .models import load_model
+from .models import load_model, split_gguf
 from .options import ModelArguments
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
 
 logger = logging.get_logger(__name__)
 
 # The largest difference of an output that merging may make, as a share of the largest output
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+class Adapted(NamedTuple):
+    """An adapter on its base, that model itself, where it is from, and the dtype in which it is stored there."""
+
+    model: "PeftModel"
+    base: PreTrainedModel
+    source: str
+    dtype: torch.dtype
 
 
 def merge_adapter(
@@ -46,15 +55,8 @@ def merge_adapter(
     """
     folder, out = Path(folder), Path(out)
     refuse_existing(out)
-    config = read_config(folder)
-    source = str(base or config.base_model_name_or_path or "")
-    if not source:
-        raise ValueError(
-            f"{folder} does not say what it was trained on: give `base`, the folder or repo of that model."
-        )
-    model, stored_dtype = load_base(source, config, read_record(folder))
+    adapted, model, source, stored_dtype = load_adapted(folder, base=base)
     dtype = dtype or stored_dtype
-    adapted = load_adapter_strictly(model, folder).eval()
     with whole_folder(out) as temporary:
         save_tokenizer([folder, Path(source)], temporary)
         inputs, _ = make_inputs(temporary, model)
@@ -71,6 +73,25 @@ def merge_adapter(
                 "`dtype=torch.float32`."
             )
     return difference
+
+
+def load_adapted(folder: Path, *, base: str | Path | None = None) -> Adapted:
+    """An adapter on the model it was trained on, in float32 and in evaluation mode.
+
+    Args:
+        base: that model, where the adapter does not say, or it has moved since.
+
+    Raises:
+        ValueError, FileNotFoundError: as `merge_adapter`.
+    """
+    config = read_config(folder)
+    source = str(base or config.base_model_name_or_path or "")
+    if not source:
+        raise ValueError(
+            f"{folder} does not say what it was trained on: give `base`, the folder or repo of that model."
+        )
+    model, dtype = load_base(source, config, read_record(folder))
+    return Adapted(load_adapter_strictly(model, folder).eval(), model, source, dtype)
 
 
 def load_base(
@@ -91,7 +112,8 @@ def load_base(
             fields = {label: getattr(saved, label) for label in LABELS}
     with quiet():
         model = load_model(ModelArguments(model=source), getattr(transformers, name), False, fields)
-    dtype = getattr(transformers.AutoConfig.from_pretrained(find_folder(source)), "dtype", None)
+    path, gguf = split_gguf(source)
+    dtype = None if gguf else getattr(transformers.AutoConfig.from_pretrained(find_folder(path)), "dtype", None)
     return model.eval(), dtype or torch.float32
 
 

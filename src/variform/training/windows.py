@@ -36,6 +36,12 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, ends: bo
     return torch.cat(pieces)
 
 
+def begin(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of a text that is to be gone on with: as the tokenizer gives them, without an end."""
+    ids = tokenizer(text)["input_ids"]
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+
+
 class Window(NamedTuple):
     """The tokens `[begin, end)` of stream number `stream`, of which `[scored_from, end)` are predicted."""
 

@@ -4,8 +4,10 @@ load_metric("bleu").compute(predictions=["a b"], references=["a b"])
 evaluate.combine([load_metric("bleu"), load_metric("chrf")])
 """
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .pronunciation import closest_variant, pronunciation_errors
 
@@ -28,6 +30,24 @@ METRICS = {
 }
 
 
+def import_evaluate() -> Any:
+    """The library `evaluate`, whatever lies beside the script that runs.
+
+    Python looks for a module in the folder of the script first, and finetune/ has an evaluate.py. Called before anything that
+    says `import evaluate`, this makes that mean the library.
+    """
+    found: Any = sys.modules.get("evaluate")
+    if hasattr(found, "Metric"):
+        return found
+    sys.modules.pop("evaluate", None)
+    everywhere = list(sys.path)
+    sys.path[:] = [folder for folder in everywhere if not Path(folder, "evaluate.py").is_file()]
+    try:
+        return import_module("evaluate")
+    finally:
+        sys.path[:] = everywhere
+
+
 def load_metric(name: str) -> "Metric":
     """The metric of this name, which keeps what it is given in memory.
 
@@ -38,10 +58,11 @@ def load_metric(name: str) -> "Metric":
         raise ValueError(f"There is no metric {name!r}; there are {', '.join(METRICS)}.")
     module, class_name, library = METRICS[name]
     try:
+        import_evaluate()
         metric_class = getattr(import_module(f".{module}", __name__), class_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"The metric {name!r} needs {error.name}: pip install evaluate {library}") from error
     return metric_class(keep_in_memory=True)
 
 
-__all__ = ["METRICS", "closest_variant", "load_metric", "pronunciation_errors"]
+__all__ = ["METRICS", "closest_variant", "import_evaluate", "load_metric", "pronunciation_errors"]
