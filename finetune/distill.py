@@ -1,11 +1,12 @@
 """Teach a small model what a large one knows: its predictions, and which tokens its layers find alike.
 
     python finetune/distill.py --config configs/recipes/distilled_sentiment.yaml --teacher runs/sentiment
+    python finetune/distill.py --teacher runs/sentiment --student_layers 0 3 --train_files train.jsonl --eval_files test.jsonl
     python finetune/distill.py --task masked_lm --teacher path/to/bert --dataset movie_reviews --set num_hidden_layers=2 \\
         --form '{model_type: variform_encoder, hidden_size: 128, num_attention_heads: 4}' --soft 0.9 --hidden 1
 
-The teacher is a Variform checkpoint or any that converts; the student is a new form, or a checkpoint that goes on. Both read
-the teacher's tokens.
+The teacher is a Variform checkpoint or any that converts; the student is a new form, a checkpoint that goes on, or begins as
+some layers of the teacher. Both read the teacher's tokens.
 
 Whatever a recipe says as `name: value` can be given as `--name value`, which then wins.
 """
@@ -28,6 +29,7 @@ from transformers import (
 
 from variform.conversion.convert import find_folder
 from variform.hub.cards import Figure
+from variform.hub.paths import model_name
 from variform.training.arguments import parse_recipe
 from variform.training.data import DataArguments, facts, load_data
 from variform.training.distillation import DistillationTrainer, with_labels_of
@@ -37,6 +39,7 @@ from variform.training.models import build_model, check_length, check_vocabulary
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
 from variform.training.scores import class_scores
+from variform.training.students import student_of
 from variform.training.tokenizing import tokenize_classes, tokenize_documents, tokenize_masked
 from variform.training.windows import count_surprise, pad_causal, token_perplexity
 
@@ -64,6 +67,10 @@ class DistillationArguments:
     )
     temperature: float = field(default=2.0, metadata={"help": "Softens both predictions."})
     hidden: float = field(default=0.0, metadata={"help": "Weight of the likeness of hidden states."})
+    student_layers: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Instead of `form` or `model`: the teacher's layers, from 0, that the student begins as."},
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -78,15 +85,20 @@ def main(argv: list[str]) -> int:
     known, labels = facts(data), {}
     if task.task == "classify":
         data, labels = with_labels_of(AutoConfig.from_pretrained(find_folder(task.teacher)), data)
-    model = build_model(
-        start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run, **labels
-    )
-    check_length(model.config, task.max_length)
-    if options.dry_run:
-        return run.show_plan(model, auto_class, task.max_length)
     teacher = load_teacher(task.teacher, auto_class)
     check_length(teacher.config, task.max_length)
     check_vocabulary(teacher.config, tokenizer)
+    if task.student_layers and (start.form or start.model or lora.use_peft):
+        raise ValueError("`student_layers` makes the student: leave `form`, `model` and `use_peft` out.")
+    if task.student_layers and run.trained is None:
+        model = student_of(teacher, task.student_layers)
+    else:
+        model = build_model(
+            start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run, **labels
+        )
+    check_length(model.config, task.max_length)
+    if options.dry_run:
+        return run.show_plan(model, auto_class, task.max_length)
     examples, judging = make_examples(task, data, tokenizer, model.config.vocab_size, training.seed)
     run.say(known, examples.report)
     trainer = run.trainer(
@@ -107,6 +119,7 @@ def main(argv: list[str]) -> int:
     measured = scores_of(trainer)
     others = {f"teacher, {name}": value for name, value in scores_of(taught(trainer, teacher, judging)).items()}
     sizes = {"teacher_parameters": teacher.num_parameters()}
+    came_from = f"layers {', '.join(map(str, task.student_layers))} of {model_name(task.teacher)}"
     run.show_scores("Held-out texts", {**{f"student, {name}": value for name, value in measured.items()}, **others})
     run.finish(
         trainer,
@@ -120,7 +133,7 @@ def main(argv: list[str]) -> int:
             evaluated_on=f"{len(data['validation']):,} held-out texts",
             figures=[Figure(name, name, value, unit="") for name, value in measured.items()],
             baselines=others,
-            base_model=task.teacher,
+            base_model=came_from if task.student_layers else model_name(start.model or ""),
             data=known,
         ),
     )

@@ -87,7 +87,6 @@ def main(argv: list[str]) -> int:
             evaluated_on=f"{len(data['validation']):,} held-out pairs",
             figures=[Figure("accuracy", "pairs in the right order", measured["accuracy"])],
             baselines={"by chance": 50.0},
-            base_model=start.model or "",
             data=facts(data),
         ),
     )

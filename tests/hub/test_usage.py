@@ -1,5 +1,6 @@
 """The snippet of a card runs as it stands, for each class, in a process that has never heard of Variform."""
 
+import ast
 import json
 import os
 import subprocess
@@ -9,11 +10,15 @@ import pytest
 import transformers
 from tiny import build, tiny
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from variform.hub.cards import CardFacts, form_facts, write_card
-from variform.hub.usage import TASKS, checks_of, task_of, usage_of
+from variform.hub.usage import TASKS, checks_of, read_usage, task_of, usage_of
 from variform.model.configuration_variform import AUTO_MAP
+from variform.training.lora import LoraArguments, save_adapter
+from variform.training.models import build_model
+from variform.training.options import ModelArguments
+from variform.training.tokenizer import train_tokenizer
 
 SHAPES = {"variform_encoder": "encoder", "variform_decoder": "decoder", "variform_encoder_decoder": "encoder_decoder"}
 CASES = {
@@ -125,6 +130,22 @@ def test_an_adapter_is_put_on_its_base():
         'from_pretrained("me/base", trust_remote_code=True)' in code
         and "PeftModel.from_pretrained(base, path)" in code
     )
+
+
+def test_an_adapter_of_a_native_model_on_this_machine_is_loaded_without_its_path(tmp_path, monkeypatch, capsys):
+    base, folder = tmp_path / "native", tmp_path / "run"
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForMaskedLM(BertConfig(vocab_size=300, **sizes)).save_pretrained(base)
+    tokenizer = train_tokenizer(["a story that ends"] * 4, 280)
+    tokenizer.save_pretrained(folder)
+    options = LoraArguments(use_peft=True, lora_r=2)
+    model = build_model(ModelArguments(model=str(base)), AutoModelForMaskedLM, tokenizer, lora=options)
+    save_adapter(model, folder, base_name=str(base))
+    code = usage_of("AutoModelForMaskedLM", ".", **read_usage(folder))
+    assert str(tmp_path) not in code
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    assert len(ast.literal_eval(capsys.readouterr().out.splitlines()[-1])) == 3
 
 
 def test_another_class_is_refused_with_those_there_are():

@@ -10,7 +10,7 @@ ABSOLUTE = re.compile(r"(?<![\w./<])(?:/[\w.+@~*?,=-]+)+/?")
 
 
 def shorten(text: str) -> str:
-    """A text in which a path of this machine is relative to the working folder or, outside it, its last part."""
+    """A text in which a path of this machine is relative to where packages or the run lie or, outside these, its last part."""
     return ABSOLUTE.sub(lambda match: shorten_path(match[0]), text)
 
 
@@ -19,9 +19,20 @@ def shorten_path(path: str) -> str:
     parts = Path(path).parts
     if not Path(*parts[:2]).exists():
         return path
+    if "site-packages" in parts:  # a file that a package carries
+        return "/".join(parts[parts.index("site-packages") + 1 :])
     if Path(path).is_relative_to(Path.cwd()):
         return Path(path).relative_to(Path.cwd()).as_posix()
     return parts[-1]
+
+
+def model_name(source: str) -> str:
+    """What to call a model: a repo as it is, a folder here by its name, one that a package carries by the package's."""
+    path = Path(source)
+    if not source or not path.exists():
+        return source
+    parts = path.resolve().parts
+    return parts[parts.index("site-packages") + 1] if "site-packages" in parts else parts[-1]
 
 
 def shorten_all(value: Any) -> Any:

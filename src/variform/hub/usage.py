@@ -23,6 +23,16 @@ tokenizer = AutoTokenizer.from_pretrained(path)
 base = {auto_class}.from_pretrained({base}{trust})
 model = PeftModel.from_pretrained(base, path).eval()
 """
+LOAD_ADAPTED = """\
+from pathlib import Path
+
+from transformers import AutoTokenizer
+from variform.training.merging import load_adapted
+
+path = {folder}{comment}
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = load_adapted(Path(path)).model  # on what adapter_config.json names; finetune/merge_lora.py makes one model of both
+"""
 
 
 class Task(NamedTuple):
@@ -176,6 +186,7 @@ def read_usage(folder: Path) -> dict[str, Any]:
         told |= {"remote_code": "auto_map" in config, "is_encoder_decoder": config.get("is_encoder_decoder", False)}
     elif adapter:
         told["base"] = adapter.get("base_model_name_or_path") or ""
+        told["base_is_here"] = bool(told["base"]) and Path(told["base"]).exists()
     return told
 
 
@@ -188,6 +199,7 @@ def usage_of(
     has_tokenizer: bool = True,
     is_encoder_decoder: bool = False,
     base: str = "",
+    base_is_here: bool = False,
 ) -> str:
     """A Python snippet that loads a model and prints what it answers.
 
@@ -199,12 +211,13 @@ def usage_of(
         has_tokenizer: without one, the snippet reads the first tokens of the vocabulary.
         is_encoder_decoder: whether a decoder needs an input as well, where none is made by `generate`.
         base: of a repo that holds an adapter alone, the model that it adapts.
+        base_is_here: whether that is on this machine: the snippet leaves its path out then, and converts it where it must.
 
     Raises:
         ValueError: for an Auto class that no model of the family has.
     """
     task = known(auto_class)
-    template = LOAD_ADAPTER if base else LOAD
+    template = (LOAD_ADAPTED if base_is_here else LOAD_ADAPTER) if base else LOAD
     code = template.format(
         auto_class=auto_class,
         folder=json.dumps(folder),

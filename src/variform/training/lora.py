@@ -61,6 +61,18 @@ class LoraArguments:
     use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(rank) (arXiv:2312.03732)."})
 
 
+def adapters_in_words(model: Any) -> dict[str, str]:
+    """`{method: what it adapts, and how much is trained}` of a model, for its card; empty for one without adapters."""
+    found = {}
+    for config in getattr(model, "peft_config", {}).values():
+        trained, _ = model.get_nb_trainable_parameters()
+        names = [name.rsplit(".", 1)[-1] for name in (*config.target_modules, *(config.target_parameters or ()))]
+        targets = ", ".join(sorted(set(names)))
+        method = "DoRA" if config.use_dora else "LoRA"
+        found[method] = f"rank {config.r} on {targets}; {trained:,} parameters trained, the head of a task included"
+    return found
+
+
 def lora_targets(model: nn.Module) -> dict[str, Any]:
     """Names every projection of the layers: attention, dense feed-forward, shared and routed experts. Routers are left alone,
     and so are heads and embeddings.
@@ -336,7 +348,9 @@ def check_tensors(
     from peft import get_peft_model, get_peft_model_state_dict
 
     with torch.device("meta"):
-        twin = get_peft_model(type(model)(model.config), copy.deepcopy(config))  # type: ignore[arg-type]
+        nameless = copy.deepcopy(config)
+        nameless.base_model_name_or_path = None  # or PEFT warns that the twin has another name
+        twin = get_peft_model(type(model)(model.config), nameless)  # type: ignore[arg-type]
     expected = {
         name: tuple(tensor.shape)
         for name, tensor in get_peft_model_state_dict(twin, save_embedding_layers=False).items()

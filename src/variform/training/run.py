@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from ..hub.cards import CardFacts, environment, form_facts, write_card_or_warn
+from ..hub.paths import model_name
 from ..hub.pictures import draw_pictures
 from ..report.curves import draw_curves
 from ..report.plan import describe, plan
@@ -25,6 +26,7 @@ from .arguments import fields_of
 from .budget import TimeBudget
 from .checkpoints import RunLock, is_trained
 from .logs import RunLog
+from .lora import adapters_in_words
 from .options import ModelArguments, RunArguments
 from .progress import ProgressReport
 from .routers import watch_experts
@@ -250,8 +252,8 @@ class Run:
             auto_class=auto_class.__name__,
             training={**self.training_facts(trainer), **environment()},
             command=shlex.join(self.command),
-            **form_facts(model.config),
-            **facts,
+            **{"base_model": model_name(self.base_name or ""), **form_facts(model.config), **facts},
+            adapters=adapters_in_words(model),
         )
 
     def training_facts(self, trainer: Trainer) -> dict[str, str]:
