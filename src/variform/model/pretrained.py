@@ -9,6 +9,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from .attention import SPELLED_OUT
 from .checks import refuse, version_tuple
@@ -18,6 +19,8 @@ from .moe import BiasedTokensChoose, Experts, Router
 from .norms import LayerScale, RMSNorm
 from .patterns import parse
 from .positions import AlibiBias, AxialPositions, LearnedPositions, RelativeBias, TransformerXlPositions, alibi_slopes
+
+logger = logging.get_logger(__name__)
 
 # They replace modules of the class nn.Linear and nothing else
 LINEAR_ONLY_QUANTIZERS = ("bitsandbytes", "quanto", "hqq")
@@ -67,6 +70,31 @@ def check_expert_parallelism(config, sizes) -> None:
     )
 
 
+def check_loss_of_trl(model: PreTrainedModel) -> None:
+    """Refuses to train under trl what would be another model there, and names what its loss leaves out.
+
+    trl's trainers compute the loss themselves: from the states of the base model and the weight of `lm_head`, or from logits.
+    """
+    form = model.config
+    transform = getattr(model, "head_transform", None)
+    if transform is not None and not isinstance(transform, nn.Identity):
+        field = f"embedding_size={form.embedding_size}" if not form.lm_head_transform else "lm_head_transform=True"
+        raise ValueError(
+            f"trl takes the states of the base model for those that `lm_head` reads, and `{field}` puts a layer between: train "
+            "with transformers' Trainer, or finetune/causal_lm.py."
+        )
+    has_routers = any(isinstance(module, Router) for module in model.modules())
+    if has_routers and form.router_aux_loss_coef:
+        raise ValueError(
+            f"`router_aux_loss_coef={form.router_aux_loss_coef}`: trl would train without the balance loss of these routers; "
+            "train with transformers' Trainer, or do without it: `model.config.router_aux_loss_coef = 0.0`."
+        )
+    left_out = ["label_smoothing", "z_loss_coef", *(["router_z_loss_coef"] if has_routers else [])]
+    left_out = [f"{name}={getattr(form, name)}" for name in left_out if getattr(form, name, 0)]
+    if left_out:
+        logger.warning_once(f"trl computes the loss itself: `{'`, `'.join(left_out)}` takes no part in it.")
+
+
 class VariformPreTrainedModel(PreTrainedModel):
     """What every class of the family tells transformers about itself, and how its weights start."""
 
@@ -97,6 +125,12 @@ class VariformPreTrainedModel(PreTrainedModel):
                 "one tensor, which would stay in full precision: save `variform.surgery.change_experts_layout(model, "
                 "'modulelist')` and load that, or name 'experts' among the modules to skip."
             )
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """As transformers'. trl's trainers put their tag on a model that they are going to train: the one sign they give."""
+        if "trl" in ([tags] if isinstance(tags, str) else tags):
+            check_loss_of_trl(self)
+        super().add_model_tags(tags)
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
