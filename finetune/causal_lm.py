@@ -4,7 +4,7 @@
     python finetune/causal_lm.py --config configs/recipes/long_text.yaml --output_dir runs/sliding \\
         --set 'attention_patterns=[sliding_window:256, sliding_window:256, sliding_window:256, full]'
     python finetune/causal_lm.py --model path/to/SmolLM2 --train_files notes.jsonl --eval_files test.jsonl --use_peft true
-    torchrun --nproc_per_node 2 finetune/causal_lm.py --config configs/recipes/long_text.yaml
+    torchrun --nproc_per_node 2 finetune/causal_lm.py --config configs/recipes/long_text.yaml --parallel fsdp2
 
 Whatever a recipe says as `name: value` can be given as `--name value`, which then wins.
 """
@@ -26,6 +26,7 @@ from variform.training.options import ModelArguments, RunArguments
 from variform.training.packing import PackedDataset, PackedOrPlain, PackingCollator
 from variform.training.reload import prove_reload
 from variform.training.run import STOPPED, Run, defaults, run_script
+from variform.training.sharded import train_sharded
 from variform.training.sweep import is_swept, sweep
 from variform.training.tokenizing import tokenize_documents
 from variform.training.trainers import SafeTrainer
@@ -47,6 +48,12 @@ class TextArguments:
     eval_stride: int | None = field(
         default=None,
         metadata={"help": "Tokens that a window scores when judging; all before are context. Default: half of it."},
+    )
+    parallel: Literal["ddp", "fsdp2", "tp", "ep"] = field(
+        default="ddp",
+        metadata={
+            "help": "What several processes share: the batch alone, or the weights too, by a plain loop, on CPUs as well."
+        },
     )
     prompts: list[str] = field(default_factory=list, metadata={"help": "Texts to go on with at the end."})
     max_new_tokens: int = field(default=200, metadata={"help": "Tokens to go on with."})
@@ -70,6 +77,14 @@ def main(argv: list[str]) -> int:
     data = load_data(source, needs=("text",))
     run.say(facts(data), {})
     train_on, collator = make_rows(task, data, tokenizer, model.config, run)
+    if task.parallel != "ddp":
+        if task.rows != "join":
+            raise ValueError(f"`parallel={task.parallel}` needs `rows: join`, whose examples are all of one length.")
+        whole = train_sharded(task.parallel, training, model, tokenizer, train_on, collator, auto_class)
+        run.console.print(
+            f"The whole model is in {whole}. Judge it in one process: finetune/evaluate.py --model {whole}"
+        )
+        return 0
     held_out = data["validation"]["text"]
     stride = task.max_length // 2 if task.eval_stride is None else task.eval_stride
     judged = TokenWindows([encode([text], tokenizer) for text in held_out], context=task.max_length, stride=stride)

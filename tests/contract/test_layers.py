@@ -47,6 +47,7 @@ FRONTS = {
     "training/merging.py",
     "training/models.py",
     "training/run.py",
+    "training/sharded.py",
 }
 
 
