@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -35,14 +36,23 @@ from variform.training.data import DataArguments, facts, load_data
 from variform.training.distillation import DistillationTrainer, with_labels_of
 from variform.training.lora import LoraArguments
 from variform.training.masking import MaskingCollator, count_hits, mask_once, masked_scores
-from variform.training.models import build_model, check_length, check_vocabulary, load_teacher, load_tokenizer
+from variform.training.models import (
+    build_model,
+    check_length,
+    check_same_tokens,
+    check_vocabulary,
+    load_teacher,
+    load_tokenizer,
+)
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
 from variform.training.scores import class_scores
+from variform.training.span_corruption import SetEpoch
 from variform.training.students import student_of
 from variform.training.tokenizing import tokenize_classes, tokenize_documents, tokenize_masked
 from variform.training.windows import count_surprise, pad_causal, token_perplexity
 
+UNITS = {"accuracy": "%", "f1": "%"}
 HEADS: dict[str, Any] = {
     "classify": AutoModelForSequenceClassification,
     "masked_lm": AutoModelForMaskedLM,
@@ -82,19 +92,23 @@ def main(argv: list[str]) -> int:
     start.tokenizer = start.tokenizer or task.teacher
     tokenizer = load_tokenizer(start, run.trained)
     data = load_data(source, needs=("text", "label") if task.task == "classify" else ("text",))
-    known, labels = facts(data), {}
+    known, fields = facts(data), dict[str, Any]()
     if task.task == "classify":
-        data, labels = with_labels_of(AutoConfig.from_pretrained(find_folder(task.teacher)), data)
+        data, fields = with_labels_of(AutoConfig.from_pretrained(find_folder(task.teacher)), data)
     teacher = load_teacher(task.teacher, auto_class)
     check_length(teacher.config, task.max_length)
     check_vocabulary(teacher.config, tokenizer)
+    check_same_tokens(task.teacher, tokenizer, "teacher")
+    check_same_tokens(start.model, tokenizer, "model")
+    if task.task != "classify" and start.form:
+        fields["vocab_size"] = teacher.config.vocab_size  # there may be more ids than tokens
     if task.student_layers and (start.form or start.model or lora.use_peft):
         raise ValueError("`student_layers` makes the student: leave `form`, `model` and `use_peft` out.")
     if task.student_layers and run.trained is None:
         model = student_of(teacher, task.student_layers)
     else:
         model = build_model(
-            start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run, **labels
+            start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run, **fields
         )
     check_length(model.config, task.max_length)
     if options.dry_run:
@@ -112,6 +126,7 @@ def main(argv: list[str]) -> int:
         eval_dataset=examples.data["validation"],
         processing_class=tokenizer,
         bucket_by=("input_ids",),
+        callbacks=[SetEpoch(judging["data_collator"])] if task.task == "masked_lm" else [],
         **judging,
     )
     if not run.train(trainer):
@@ -131,8 +146,8 @@ def main(argv: list[str]) -> int:
             example=data["validation"]["text"][0],
             dataset=source.dataset or "files",
             evaluated_on=f"{len(data['validation']):,} held-out texts",
-            figures=[Figure(name, name, value, unit="") for name, value in measured.items()],
-            baselines=others,
+            figures=[Figure(name, name, value, unit=UNITS.get(name, "")) for name, value in measured.items()],
+            baselines={"the teacher": next(iter(others.values()))},
             base_model=came_from if task.student_layers else model_name(start.model or ""),
             data=known,
         ),
@@ -151,7 +166,7 @@ def make_examples(
     if task.task == "masked_lm":
         examples = tokenize_masked(data, tokenizer, **options)
         examples.data["validation"] = mask_once(examples.data["validation"], tokenizer, task.masked, seed)
-        collator, count, judge = MaskingCollator(tokenizer, task.masked), count_hits, masked_scores
+        collator, count, judge = MaskingCollator(tokenizer, task.masked, seed), count_hits, masked_scores
     else:
         examples = tokenize_documents(data, tokenizer, **options)
         collator, count, judge = pad_causal, count_surprise, token_perplexity
@@ -169,14 +184,15 @@ def scores_of(trainer: Trainer) -> dict[str, float]:
 
 def taught(trainer: Trainer, teacher: Any, judging: dict[str, Any]) -> Trainer:
     """A Trainer that judges the teacher as the student is judged."""
-    args = copy.copy(trainer.args)
-    return Trainer(
+    judge = Trainer(
         model=teacher,
-        args=args,
+        args=copy.copy(trainer.args),
         eval_dataset=trainer.eval_dataset,
         processing_class=trainer.processing_class,
         **judging,
     )
+    judge.remove_callback(PrinterCallback)
+    return judge
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from variform.training.masking import MaskingCollator, count_hits, mask_once, ma
 from variform.training.models import build_model, check_length, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
+from variform.training.span_corruption import SetEpoch
 from variform.training.sweep import is_swept, sweep
 from variform.training.tokenizing import tokenize_masked
 from variform.training.trainers import SafeTrainer
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
         return sweep(main, argv, parsed, length="max_length")
     run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
     tokenizer = load_tokenizer(start, run.trained)
-    collator = MaskingCollator(tokenizer, task.masked)
+    collator = MaskingCollator(tokenizer, task.masked, training.seed)
     auto_class = AutoModelForMaskedLM
     model = build_model(start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run)
     check_length(model.config, task.max_length)
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> int:
         eval_dataset=mask_once(examples.data["validation"], tokenizer, task.masked, training.seed),
         processing_class=tokenizer,
         data_collator=collator,
+        callbacks=[SetEpoch(collator)],
         preprocess_logits_for_metrics=count_hits,
         compute_metrics=masked_scores,
     )

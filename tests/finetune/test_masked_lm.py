@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import WORDS, form
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 STEPS = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--save_steps", "1"]
@@ -52,6 +54,17 @@ def test_the_same_command_only_judges_again(script, texts, trained, tokenizers, 
     assert script.main([*texts, *STEPS, *start, "--output_dir", str(trained)]) == 0
     assert "holds a trained model" in capsys.readouterr().out
     assert json.loads((trained / "metrics.json").read_text(encoding="utf-8")) == before
+
+
+def test_a_run_that_was_stopped_ends_as_one_in_one_piece(script, texts, tokenizers, tmp_path):
+    start = ["--form", form("encoder", hidden_dropout=0.1), "--tokenizer", tokenizers["both"]]
+    steps = [*texts, *STEPS, *start, "--save_steps", "3", "--lr_scheduler_type", "constant"]
+    assert script.main([*steps, "--max_steps", "6", "--output_dir", str(tmp_path / "whole")]) == 0
+    assert script.main([*steps, "--max_steps", "3", "--output_dir", str(tmp_path / "parts")]) == 0
+    resume = ["--resume", str(tmp_path / "parts" / "checkpoint-3"), "--max_steps", "6"]
+    assert script.main([*steps, *resume, "--output_dir", str(tmp_path / "parts")]) == 0
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(parts[name], weight) for name, weight in whole.items())
 
 
 def test_it_goes_on_from_ours_with_adapters_and_from_bert(script, texts, trained, tokenizers, tmp_path):

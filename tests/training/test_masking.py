@@ -44,6 +44,20 @@ def test_so_many_tokens_are_masked_and_no_special_one(tokenizer, examples):
     assert set(batch["labels"][batch["labels"] != -100].tolist()).isdisjoint(tokenizer.all_special_ids)
 
 
+def test_masks_are_those_of_seed_epoch_and_batch_whatever_else_was_drawn(tokenizer, examples):
+    """So a run that goes on sees the masks it would have seen, although its first batch was fetched before it was saved."""
+    rows = [examples[0], examples[1]]
+    first = MaskingCollator(tokenizer, 0.5, seed=1)
+    ids = first(rows)["input_ids"]
+    state = torch.get_rng_state()
+    again = MaskingCollator(tokenizer, 0.5, seed=1)
+    again([examples[2]])
+    assert torch.equal(again(rows)["input_ids"], ids) and torch.equal(torch.get_rng_state(), state)
+    first.set_epoch(1)
+    for other in (first(rows), MaskingCollator(tokenizer, 0.5, seed=2)(rows), again(rows[::-1])):
+        assert not torch.equal(other["input_ids"], ids)
+
+
 def test_scores_are_those_of_a_loop():
     torch.manual_seed(0)
     logits, labels = torch.randn(3, 7, 11), torch.randint(0, 11, (3, 7))

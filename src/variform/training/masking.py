@@ -1,7 +1,9 @@
 """Masked tokens: anew each time an example is seen in training, once and for all where a model is judged."""
 
+import hashlib
 from typing import Any
 
+import numpy
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
@@ -18,18 +20,20 @@ IGNORED = -100
 class MaskingCollator:
     """Masks examples as BERT does (arXiv:1810.04805), or only pads those that `mask_once` has masked already.
 
-    Masks are drawn from torch's global generator, whose state is part of a checkpoint: a run that is resumed sees the masks
-    that it would have seen.
+    Masks are decided by the seed, the epoch and the batch, and by nothing else: a run that is resumed sees those that it would
+    have seen. The state of torch's own generator, in a checkpoint, is no help: Trainer has fetched the next batch by then.
+    Add `callbacks=[SetEpoch(collator)]`.
 
     Args:
         tokenizer: with a mask token.
         masked: the part of the tokens to be predicted: 80 % of them are hidden, 10 % replaced, 10 % left as they are.
+        seed: other seeds give other masks.
 
     Raises:
         ValueError: for a tokenizer without a mask token, or a part that is not above 0 and at most 1.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, masked: float):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, masked: float, seed: int = 0):
         if tokenizer.mask_token is None:
             raise ValueError(
                 "`tokenizer` has no mask token: train one with finetune/tokenizer.py, or add one and resize."
@@ -38,9 +42,20 @@ class MaskingCollator:
             raise ValueError(f"`masked={masked}` must be above 0 and at most 1.")
         self.pad = DataCollatorForTokenClassification(tokenizer)
         self.mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=masked)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Mask other tokens."""
+        self.epoch = epoch
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return self.pad(examples) if "labels" in examples[0] else self.mask(examples)
+        if "labels" in examples[0]:
+            return self.pad(examples)
+        digest = hashlib.blake2b(f"{self.seed} {self.epoch}".encode(), digest_size=8)
+        for example in examples:
+            digest.update(numpy.asarray(example["input_ids"], dtype=numpy.int64).tobytes())
+        self.mask.generator = torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big") >> 1)
+        return self.mask(examples)
 
 
 def mask_once(data: Dataset, tokenizer: PreTrainedTokenizerBase, masked: float, seed: int) -> Dataset:

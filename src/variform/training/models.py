@@ -113,7 +113,7 @@ def make_config(
         start = ids["bos_token_id"] if ids["bos_token_id"] is not None else ids["pad_token_id"]
         form.setdefault("decoder_start_token_id", start)
     else:
-        form["vocab_size"] = len(tokenizer)
+        form["vocab_size"] = fields.get("vocab_size", len(tokenizer))
     try:
         return config_from_dict(form)
     except ValueError as error:
@@ -220,6 +220,20 @@ def load_teacher(source: str, auto_class: Any) -> PreTrainedModel:
         return from_hf(path, auto_class=auto_class, dtype=torch.float32, **gguf)
     check_shape(config, auto_class, "teacher")
     return load_strictly(auto_class, folder, dtype=torch.float32)
+
+
+def check_same_tokens(source: str | None, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises ValueError where the tokenizer beside a model, if there is one, has other tokens than `tokenizer`.
+
+    Args:
+        source: the model, as the argument `name` gives it.
+    """
+    if source is None or (Path(source).is_dir() and not any(Path(source).glob("tokenizer*"))):
+        return
+    if load_tokenizer(ModelArguments(model=source)).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"`{name}={source}` reads other tokens than the tokenizer of this run: teacher and student must read the same."
+        )
 
 
 def check_shape(config: PreTrainedConfig, auto_class: Any, name: str) -> None:

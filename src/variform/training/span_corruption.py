@@ -1,6 +1,7 @@
 """Span corruption: spans of a text are replaced by sentinels, and told as the answer (T5, arXiv:1910.10683, sec. 3.1.4)."""
 
 import re
+from typing import Any
 
 import numpy
 from datasets import Dataset as Rows
@@ -112,10 +113,10 @@ class SpanCorruption(Dataset):
 
 
 class SetEpoch(TrainerCallback):
-    """Tells a `SpanCorruption` the epoch: in many processes accelerate tells only the sampler."""
+    """Tells the epoch to what has a `set_epoch` of its own: in many processes accelerate tells only the sampler."""
 
-    def __init__(self, dataset: SpanCorruption):
-        self.dataset = dataset
+    def __init__(self, told: Any):
+        self.told = told
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch or 0))
+        self.told.set_epoch(int(state.epoch or 0))
