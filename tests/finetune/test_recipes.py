@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, WORDS, write_lines
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 import variform
-from variform.forms import FormLoader
+from variform.forms import FormLoader, config_from_dict
 from variform.training.tokenizer import train_tokenizer
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
@@ -90,7 +90,10 @@ def stand_ins(tmp_path_factory):
         variform.from_config(form).save_pretrained(folder / shape)
         places[shape] = folder / shape
         train_tokenizer([sentence(n) for n in range(40)], 330, frame=frame).save_pretrained(folder / shape)
-    return {**places, "bert": folder / "bert"}
+    form = {"model_type": "variform_encoder", "vocab_size": 330, "pad_token_id": 0, "num_labels": 2, **sizes}
+    AutoModelForSequenceClassification.from_config(config_from_dict(form)).save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    return {**places, "bert": folder / "bert", "teacher": folder / "teacher"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -106,11 +109,13 @@ def test_two_steps(path, load_script, stand_ins, tmp_path):
     shape = form.get("model_type", "").removeprefix("variform_")
     if recipe.get("tokenizer", "").startswith("runs/"):
         recipe["tokenizer"] = str(stand_ins[{"encoder": "both", "decoder": "start", "encoder_decoder": "end"}[shape]])
-    if "form" not in recipe:
+    if "student_layers" in recipe:
+        recipe["student_layers"] = [0]
+    elif "form" not in recipe:
         start = "decoder" if script == "dpo" else "encoder" if "model" in recipe else "bert"
         recipe["model"] = str(stand_ins[start])
     if "teacher" in recipe:
-        recipe["teacher"] = str(stand_ins["encoder"])
+        recipe["teacher"] = str(stand_ins["teacher"])
     recipe.pop("minutes", None)
     recipe |= {**data, "output_dir": str(tmp_path / "run"), "use_cpu": True}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from variform.report.curves import draw_curves, read_curves, read_log
+from variform.report.curves import draw_curves, is_curve, read_curves, read_log
 from variform.training.logs import RunLog
 
 
@@ -64,6 +64,13 @@ def test_curves_part_training_from_held_out_and_share_a_panel():
         "learning rate": {"training": ([1], [0.1])},
         "accuracy": {"held out": ([2], [50.0])},
     }
+
+
+def test_what_was_measured_at_one_step_is_no_curve():
+    log = [{"step": step, "loss": 3.0 / step} for step in (1, 2)] + 2 * [
+        {"step": 2, "eval_loss": 2.5, "eval_f1": 50.0}
+    ]
+    assert [name for name, sides in read_curves(log).items() if is_curve(sides)] == ["loss"]
 
 
 def test_a_picture_is_drawn_where_something_was_logged(tmp_path):

@@ -49,13 +49,18 @@ def read_curves(log: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list[flo
     return panels
 
 
+def is_curve(sides: dict[str, tuple[list[float], list[float]]]) -> bool:
+    """Whether a panel has more to show than what was measured once, at the end: that is a figure of the card."""
+    return any(len(set(steps)) > 1 for steps, _ in sides.values())
+
+
 def draw_curves(folder: str | Path) -> Path | None:
     """Draw `plots/curves.png` in the folder of a run from its `log.jsonl`.
 
     Returns:
-        The picture, or None where matplotlib is not installed or nothing was logged.
+        The picture, or None where matplotlib is not installed or nothing was logged twice.
     """
-    panels = read_curves(read_log(folder))
+    panels = {name: sides for name, sides in read_curves(read_log(folder)).items() if is_curve(sides)}
     if find_spec("matplotlib") is None or not panels:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # an extra; no window, whatever the backend
@@ -68,7 +73,7 @@ def draw_curves(folder: str | Path) -> Path | None:
     for place, (name, sides) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         for side, (steps, values) in sides.items():
-            mark = "o" if side == "held out" or len(steps) == 1 else ""
+            mark = "o" if side == "held out" else ""
             axes.plot(
                 steps, values, color=HELD_OUT if side == "held out" else SEEN, marker=mark, ms=3, lw=1.2, label=side
             )

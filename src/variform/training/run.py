@@ -252,7 +252,7 @@ class Run:
             auto_class=auto_class.__name__,
             training={**self.training_facts(trainer), **environment()},
             command=shlex.join(self.command),
-            **{"base_model": model_name(self.base_name or ""), **form_facts(model.config), **facts},
+            **{"base_model": model_name(self.base_name or ""), **sizes_and_form(model), **facts},
             adapters=adapters_in_words(model),
         )
 
@@ -269,6 +269,15 @@ class Run:
             minutes = self.timer.process_seconds / 60
             facts["training time"] = f"{self.timer.seconds / 60:.1f} min, {minutes:.1f} min of one core"
         return facts
+
+
+def sizes_and_form(model: Any) -> dict[str, Any]:
+    """`form_facts` of a model, whose head and adapters count: the form alone does not say which it has."""
+    facts = form_facts(model.config)
+    if facts:
+        more = model.num_parameters() - facts["parameters"]
+        facts |= {name: facts[name] + more for name in ("parameters", "active_parameters")}
+    return facts
 
 
 def launcher(processes: int) -> list[str]:
