@@ -189,6 +189,7 @@ class TestPreferences:
     def test_rows_have_two_answers(self, lists):
         for row in SOURCES["preferences"].load("damaged")["train"]:
             assert row["chosen"] != row["rejected"]
+            assert row["prompt"].endswith("\n")
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,8 @@ def load(config: str) -> dict[str, Rows]:
         if description.short and MIN_WORDS <= len(chosen.split()) <= MAX_WORDS:
             rejected = damage(chosen)
             if rejected != chosen:
-                rows.append(
-                    (description.package, {"prompt": description.short, "chosen": chosen, "rejected": rejected})
-                )
+                prompt = f"{description.short}\n"  # nothing else parts it from the answer
+                rows.append((description.package, {"prompt": prompt, "chosen": chosen, "rejected": rejected}))
     return data.split(rows, "prompt")
 
 
