@@ -6,12 +6,14 @@
 Each line of such a file has `prompt`, `chosen` and `rejected`. The model that training starts from is the reference; under
 LoRA it is the model without its adapter.
 
-trl computes this loss itself: losses of routers, label smoothing and z-loss play no part in it.
+trl computes this loss itself: label smoothing and z-loss play no part in it, and a model with experts is refused unless its
+routers may go without their balance loss (`--router_aux_loss_coef 0`).
 
 Whatever a recipe says as `name: value` can be given as `--name value`, which then wins.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
@@ -25,11 +27,24 @@ from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
 from variform.training.trainers import Budgeted
 
-MEASURED = {"rewards/accuracies": "pairs in the right order", "rewards/margins": "margin of the rewards"}
-
 
 class SafeDPOTrainer(Budgeted, DPOTrainer):
-    """trl's Trainer, which loses nothing."""
+    """trl's Trainer, which loses nothing, and counts held-out pairs one by one."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if "ref" in getattr(self.model, "peft_config", {}):
+            # A copy of the adapter as it is now: of a run that goes on, or is judged again, not what it began with. Without
+            # the copy, trl takes the model under the adapter.
+            self.model.delete_adapter("ref")
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As trl's; but that takes the mean of the means of batches, of which the last has fewer pairs."""
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if not self.model.training:
+            for values in self._metrics["eval"].values():
+                values += values[-1:] * (len(inputs["input_ids"]) // 2 - 1)  # rows are chosen and rejected answers
+        return result
 
 
 @dataclass
@@ -39,26 +54,24 @@ class PreferenceConfig(DPOConfig):
     trust_remote_code: bool = field(default=False, init=False)
 
 
-@dataclass
-class PreferenceArguments:
-    """What this task needs besides."""
-
-    prompts: list[str] = field(default_factory=list, metadata={"help": "Texts to go on with at the end."})
-
-
 def main(argv: list[str]) -> int:
     """Run the recipe; returns the exit status."""
-    parts = [PreferenceArguments, DataArguments, ModelArguments, LoraArguments, RunArguments, PreferenceConfig]
-    task, source, start, lora, options, training = parse_recipe(parts, argv, defaults=defaults(), description=__doc__)
-    run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora], counts_tokens=False)
+    parts = [DataArguments, ModelArguments, LoraArguments, RunArguments, PreferenceConfig]
+    # trl would take half precision, and compute everything twice to save memory, without being asked
+    plain = defaults(bf16="false", gradient_checkpointing="false")
+    source, start, lora, options, training = parse_recipe(parts, argv, defaults=plain, description=__doc__)
+    if start.form is not None:
+        raise ValueError("`form`: preferences are learned by a model that can write already; give `model`.")
+    run = Run(options, training, script=__file__, argv=argv, others=[source, start, lora], counts_tokens=False)
     tokenizer = load_tokenizer(start, run.trained)
+    if tokenizer.eos_token is None:
+        raise ValueError("`tokenizer` has no `eos_token`: answers would have no end.")
     auto_class = AutoModelForCausalLM
     model = build_model(start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run)
     check_length(model.config, training.max_length)
     if options.dry_run:
         return run.show_plan(model, auto_class, training.max_length)
     data = load_data(source, needs=("prompt", "chosen", "rejected"))
-    run.say(facts(data), {})
     trainer = run.trainer(
         SafeDPOTrainer,
         model=model,
@@ -67,6 +80,13 @@ def main(argv: list[str]) -> int:
         eval_dataset=data["validation"],
         processing_class=tokenizer,
     )
+    kept = {"train": trainer.train_dataset, "validation": trainer.eval_dataset}
+    run.say(facts(data), {f"{split} dropped": len(data[split]) - len(rows) for split, rows in kept.items()})
+    for split, rows in kept.items():
+        if not len(rows):
+            raise ValueError(
+                f"`max_length={training.max_length}` leaves no room for an answer in any pair of `{split}`."
+            )
     if not run.train(trainer):
         return STOPPED
     judged = trainer.evaluate()
@@ -84,7 +104,7 @@ def main(argv: list[str]) -> int:
             summary=f"Prefers the better of two answers in {measured['accuracy']:.1f} % of held-out pairs.",
             example=data["validation"]["prompt"][0],
             dataset=source.dataset or "files",
-            evaluated_on=f"{len(data['validation']):,} held-out pairs",
+            evaluated_on=f"{len(kept['validation']):,} held-out pairs",
             figures=[Figure("accuracy", "pairs in the right order", measured["accuracy"])],
             baselines={"by chance": 50.0},
             data=facts(data),
