@@ -10,10 +10,11 @@ Whatever a recipe says as `name: value` can be given as `--name value`, which th
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from datasets import DatasetDict
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainingArguments
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase, TrainingArguments
 
 from variform.hub.cards import Figure
 from variform.report.costs import count_costs
@@ -156,8 +157,14 @@ def go_on(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, task: TextAr
     answers = tokenizer.batch_decode(model.eval().generate(**batch), skip_special_tokens=True)
     for answer in answers:
         run.console.print(f"\n{answer}\n", markup=False)
-    if not hasattr(model, "peft_config"):
+    # What a new process writes is as long as the saved config says, which a run that is only judged again may not be told
+    if not hasattr(model, "peft_config") and saved_length(run.folder) == task.max_new_tokens:
         prove_reload(run.folder, task.prompts, answers, console=run.console, auto_class="AutoModelForCausalLM")
+
+
+def saved_length(folder: Path) -> int | None:
+    """Tokens that a saved model goes on with by itself."""
+    return GenerationConfig.from_pretrained(folder).max_new_tokens
 
 
 if __name__ == "__main__":

@@ -202,12 +202,15 @@ def test_adapters_know_what_they_belong_to(script, load_script, texts, tokenizer
 
 
 @pytest.mark.slow
-def test_new_processes_go_on_with_prompts_alike(script, texts, start, trained, capsys):
-    prompts = ["--prompts", "fox", "the qu", "--max_new_tokens", "5"]
-    assert script.main([*texts, *STEPS, *start, *prompts, "--output_dir", str(trained)]) == 0
+def test_new_processes_go_on_with_prompts_alike(script, texts, start, tmp_path, capsys):
+    arguments = [*texts, *STEPS, *start, "--prompts", "fox", "the qu", "--output_dir", str(tmp_path)]
+    assert script.main([*arguments, "--max_new_tokens", "5"]) == 0
     said = capsys.readouterr().out
     assert "\nfox" in said and "\nthe qu" in said
     assert said.count("the same answers") == 2, said
+    assert script.main([*arguments, "--max_new_tokens", "7"]) == 0  # longer than what is saved: shown, not compared
+    said = capsys.readouterr().out
+    assert "\nfox" in said and "the same answers" not in said
 
 
 def test_minutes_end_a_run_instead_of_steps(script, texts, start, tmp_path):
