@@ -125,6 +125,7 @@ def test_units_stand_above_a_column_or_in_its_rows():
     assert "| measured | bits |" in one and "| bits per byte | 1.2346 |" in one and "| gzip | 3.4 |" in one
     both = make_card(CardFacts(name="a", summary="b", figures=figures)).text
     assert "| bits per byte | 1.2346 bits |" in both and "| accuracy | 50.00 % |" in both
+    assert "| bleu | 23.46 |" in str(make_card(CardFacts("a", "b", figures=[Figure("bleu", "bleu", 23.45678, "")])))
 
 
 # What a run knows

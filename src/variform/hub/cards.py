@@ -52,7 +52,7 @@ class Figure:
 
     @property
     def rounded(self) -> float:
-        return round(self.value, 2 if self.unit == "%" else 4)
+        return round(self.value, 2 if self.unit == "%" or abs(self.value) >= 10 else 4)
 
     @property
     def text(self) -> str:
