@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from variform.training.arguments import parse_recipe
 from variform.training.baselines import majority_accuracy
+from variform.training.checkpoints import check_place
 from variform.training.compression import compress
 from variform.training.data import facts
 from variform.training.few_shot import Template, draw_curve, measure_curve
@@ -88,6 +89,7 @@ def main(argv: list[str]) -> int:
         raise ValueError("`dataset` or `eval_files` says what to judge by, or `lm_eval` names tasks.")
     if task.task == "classify" and not task.lm_eval and not (source.dataset or source.train_files):
         raise ValueError("`task=classify` takes its examples from data to train on: give `dataset` or `train_files`.")
+    check_place(task.output_dir)
     console = Console(highlight=False, soft_wrap=True)
     model, tokenizer = load_for_use(start)
     if task.lm_eval:

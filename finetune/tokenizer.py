@@ -18,6 +18,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from variform.training.arguments import parse_recipe
+from variform.training.checkpoints import check_place
 from variform.training.data import DataArguments, facts, load_data
 from variform.training.run import run_script
 from variform.training.tokenizer import Frame, train_tokenizer
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
     """Train, save, load back, and measure; returns the exit status."""
     task, source = parse_recipe([TokenizerArguments, DataArguments], argv, description=__doc__)
     folder = Path(task.output_dir)
+    check_place(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"`output_dir={folder}` is not empty: a tokenizer there would be overwritten; name a new folder."

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from rich.progress import track
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, GgufConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -287,9 +288,13 @@ def find_folder(
         raise FileNotFoundError(f"There is no folder {source}.")
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     options["local_files_only"] = local_files_only
-    folder = Path(snapshot_download(str(source), allow_patterns=DOWNLOADED_WITHOUT_PICKLES, **options))
-    if not any(folder.glob("*.safetensors")):
-        folder = Path(snapshot_download(str(source), allow_patterns=DOWNLOADED, **options))
+    try:
+        folder = Path(snapshot_download(str(source), allow_patterns=DOWNLOADED_WITHOUT_PICKLES, **options))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(str(source), allow_patterns=DOWNLOADED, **options))
+    except (LocalEntryNotFoundError, RepositoryNotFoundError, HFValidationError) as error:
+        what = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"There is no folder {source}, and no repo that can be reached: {what}") from error
     return folder
 
 

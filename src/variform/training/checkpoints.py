@@ -291,6 +291,14 @@ class RunLock:
         self._file.close()
 
 
+def check_place(output_dir: str | Path) -> None:
+    """Raises ValueError where a file stands in the way of a folder; makes nothing."""
+    folder = Path(output_dir)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"`output_dir` {folder} cannot be written: {there} is a file.")
+
+
 def check_writable(output_dir: str | Path) -> None:
     """Makes the folder and a file in it.
 

@@ -45,11 +45,16 @@ def load_tokenizer(options: ModelArguments, trained: Path | None = None) -> PreT
         )
     folder, gguf = split_gguf(source)
     revision = options.revision if source == options.model else None
+    name = "tokenizer" if options.tokenizer else "model"
     try:
         return AutoTokenizer.from_pretrained(folder, revision=revision, **gguf)
     except (OSError, ValueError) as error:
-        name = "tokenizer" if options.tokenizer else "model"
-        raise ValueError(f"`{name}={source}` has no tokenizer that loads: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        if not Path(folder).is_dir():
+            reason = f"there is no such folder, and no repo that can be reached ({reason.rstrip('.')})"
+        elif not gguf and not Path(folder, "tokenizer.json").is_file():
+            reason = "the folder holds no tokenizer.json; finetune/tokenizer.py makes one, and `tokenizer` names it"
+        raise ValueError(f"`{name}={source}` has no tokenizer that loads: {reason.rstrip('.')}.") from error
 
 
 def build_model(
@@ -127,15 +132,23 @@ def read_form(options: ModelArguments) -> dict[str, Any]:
         ValueError: for text that is neither a mapping nor a form's name nor a file, or a change without `=`.
     """
     text = str(options.form)
-    form = dict(yaml.load(text, FormLoader)) if text.startswith("{") else load_fields(text)
+    form = dict(read_yaml("form", text)) if text.startswith("{") else load_fields(text)
     for change in options.set:
         path, equals, value = change.partition("=")
         if not equals:
             raise ValueError(f"`set` takes FIELD=VALUE, got {change!r}.")
         *parents, name = path.split(".")
         for place in places(form, parents, name):
-            place[name] = yaml.load(value, FormLoader)
+            place[name] = read_yaml("set", value)
     return form
+
+
+def read_yaml(argument: str, text: str) -> Any:
+    """A value that was given as YAML; ValueError, naming the argument, where it is none."""
+    try:
+        return yaml.load(text, FormLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"`{argument}`: {text!r} is not valid YAML: {getattr(error, 'problem', error)}.") from None
 
 
 def places(form: dict[str, Any], parents: list[str], name: str) -> list[dict[str, Any]]:

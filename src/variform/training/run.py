@@ -9,12 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils.logging import disable_progress_bar
 
 from ..hub.cards import CardFacts, environment, form_facts, write_card_or_warn
@@ -68,6 +70,29 @@ def run_script(main: Callable[[list[str]], int]) -> None:
         leave_group()
 
 
+def refuse_run(options: RunArguments, training: TrainingArguments) -> None:
+    """What Trainer would take for something else, or find out late.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(training, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(training, name)}.")
+    if training.max_steps == 0 or training.max_steps < -1:
+        raise ValueError(f"`max_steps` must be at least 1, or -1 for whole epochs, got {training.max_steps}.")
+    if training.num_train_epochs <= 0:
+        raise ValueError(f"`num_train_epochs` must be above 0, got {training.num_train_epochs:g}.")
+    installed = get_available_reporting_integrations()
+    for name in training.report_to:
+        if name not in ("none", *installed):
+            raise ValueError(f"`report_to={name}` is not installed; there are {', '.join(['none', *installed])}.")
+    if options.resume not in ("auto", "none") and not Path(options.resume).is_dir():
+        raise ValueError(
+            f"`resume={options.resume}` must be auto, none, or the folder of a checkpoint; it is no folder."
+        )
+
+
 def leave_group() -> None:
     """Ends what joins this process to others: threads that still wait for them would end it with an abort."""
     if distributed.is_available() and distributed.is_initialized():
@@ -105,6 +130,7 @@ class Run:
         others: Sequence[Any],
         counts_tokens: bool = True,
     ):
+        refuse_run(options, training)
         if is_swept(options):
             raise ValueError("`sweep` is for scripts that train new models: causal_lm.py, masked_lm.py, seq2seq.py.")
         self.options, self.training = options, training
@@ -117,6 +143,8 @@ class Run:
         training.include_num_input_tokens_seen = "non_padding" if counts_tokens else "no"
         set_seed(training.seed)
         disable_progress_bar()  # the ones for loading and saving a file; ours stays
+        if not self.console.is_terminal or training.process_index > 0:
+            datasets.disable_progress_bars()  # those of reading and tokenizing: nobody watches them grow
         self.timer = StepTimer()
         writes = training.process_index == 0 and not options.dry_run
         self._held = ExitStack()
@@ -161,7 +189,7 @@ class Run:
         self, title: str, scores: Mapping[str, float], *, digits: int = 2, note: str | None = None
     ) -> None:
         """Print a table of scores, the first of them this model's."""
-        table = Table(title=title, caption=note)
+        table = Table(title=title, caption=note, show_header=False)
         table.add_column("")
         table.add_column("", justify="right")
         for name, value in scores.items():
@@ -208,7 +236,7 @@ class Run:
         watch_experts(trainer)
         if self.trained is None:
             size, device = trainer.model.num_parameters() / 1e6, self.training.device
-            self.console.print(f"Model: {size:.2f} M parameters, on {device}. Ctrl-C stops and saves.")
+            self.console.print(f"Model: {size:.2f} M parameters, on {device}.")
         if not trainer.train_safely(self.options.resume, allow_changes=self.options.allow_resume_changes):
             return False
         self.timer.restore(trainer.state)

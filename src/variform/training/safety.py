@@ -147,7 +147,9 @@ class SafeTraining(Base):
             self._finish_installing(folder)
             if is_trained(folder) and resume == "auto":
                 self._restore_finished(folder)
-                self.say(f"{folder} holds a trained model: nothing to do.")
+                self.say(
+                    f"{folder} holds a trained model: nothing to do. `--resume none` trains another in its place."
+                )
                 return True
             share = refuse_masked_labels(self)
             if share is not None and share < 0.01:
@@ -274,6 +276,13 @@ class SafeTraining(Base):
                     f"{checkpoint} has no {name}: with `save_only_model` a checkpoint holds a model, not a run. "
                     "Start from it as a model, or pass `--resume none`."
                 )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As Trainer's; a name that nothing is measured by is a mistake of the user's."""
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:
+            raise ValueError(error.args[0]) from None
 
     def _restore_finished(self, folder: Path) -> None:
         """The weights and the state of a run that is over."""
