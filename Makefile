@@ -20,7 +20,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test slow lowest quantized lint style conformance peft bench
+.PHONY: help env demo test slow lowest quantized lint style conformance peft bench stranger
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +49,14 @@ peft: $(VENV)/.installed-test  ## run PEFT's own tests on the family
 
 conformance: $(VENV)/.installed-test  ## run transformers' own model tests on the family
 	PATH="$(abspath $(BIN)):$$PATH" bash tests/conformance/run.sh
+
+stranger: $(VENV)/.installed-test  ## walk a stranger's path, from texts to a published model, in a fresh environment
+	rm -rf $(VENV)-stranger
+	$(PYTHON) -m venv $(VENV)-stranger
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(VENV)-stranger/wheel .
+	$(VENV)-stranger/bin/pip install --quiet '$(TORCH)'
+	$(VENV)-stranger/bin/pip install --quiet "$$(echo $(VENV)-stranger/wheel/variform-*.whl)[train]"
+	STRANGER=$(VENV)-stranger $(BIN)/python -m pytest tests/stranger/path.py $(ARGS)
 
 lint: $(VENV)/.installed-test  ## ruff, types, and transformers' own linter on what travels to the Hub
 	$(BIN)/ruff check .
