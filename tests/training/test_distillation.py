@@ -1,10 +1,11 @@
 """A student's losses are those of a loop, heed accumulation, and leave the teacher as it was."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from tiny import build, tiny
 from torch.nn import functional as F
 from transformers import (
@@ -14,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from variform.training.distillation import DistillationTrainer, likeness_loss, paired_layers, soft_loss
+from variform.training.distillation import DistillationTrainer, likeness_loss, paired_layers, soft_loss, with_labels_of
 
 
 def test_the_soft_loss_is_that_of_a_loop():
@@ -127,3 +128,21 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     student, teacher = (build(tiny("decoder", vocab_size=size), AutoModelForCausalLM) for size in (19, 21))
     with pytest.raises(ValueError, match="`teacher` predicts 21 classes, the student 19"):
         DistillationTrainer(model=student, teacher=teacher, args=args)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "names", "numbers"),
+    [
+        ({0: "POS", 1: "NEG"}, ["POS", "NEG"], [1, 0, 1]),  # the teacher's order, whatever the case
+        ({0: "LABEL_0", 1: "LABEL_1"}, ["neg", "pos"], [0, 1, 0]),  # names that say nothing
+    ],
+)
+def test_classes_are_numbered_as_the_teachers(theirs, names, numbers):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]}, features=features)
+    config = SimpleNamespace(id2label=theirs, num_labels=2)
+    data, fields = with_labels_of(config, DatasetDict({"train": rows, "validation": rows}))
+    assert data["validation"]["label"][:] == numbers and list(fields["id2label"].values()) == names
+    config = SimpleNamespace(id2label={0: "x"}, num_labels=1)
+    with pytest.raises(ValueError, match=r"`label` has 2 classes \(neg, pos\), `teacher` predicts 1 classes \(x\)"):
+        with_labels_of(config, DatasetDict({"train": rows}))

@@ -95,7 +95,7 @@ def sweep(
                 f"{target} holds a run of {measured['steps']:,} steps, this grid's has {steps:,}: name another `output_dir`."
             )
         found.append({"choice": choice.values, "flops_of_a_step": flops, **measured})
-    if found:
+    if found and training.process_index == 0:
         (folder / SWEEP_FILE).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         console.print(table(found))
     return 0
