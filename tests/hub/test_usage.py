@@ -124,6 +124,13 @@ def test_an_example_is_quoted_whatever_it_holds():
     assert '("it", ["a", "b"])' in usage_of("AutoModelForMultipleChoice", ".", ["it", ["a", "b"]])
 
 
+def test_a_model_that_knows_how_long_its_answers_may_be_is_not_told(tmp_path):
+    assert "generate(**inputs, max_new_tokens=20)" in usage_of("AutoModelForSeq2SeqLM", ".")
+    transformers.GenerationConfig(max_length=9).save_pretrained(tmp_path)
+    assert read_usage(tmp_path)["knows_length"]
+    assert "generate(**inputs)" in usage_of("AutoModelForSeq2SeqLM", ".", knows_length=True)
+
+
 def test_an_adapter_is_put_on_its_base():
     code = usage_of("AutoModelForCausalLM", "me/adapter", base="me/base")
     assert (

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 # Every snippet reads `inputs`, which its task makes of the example, and ends by printing an answer that people can read
 LOAD = """\
@@ -74,7 +74,7 @@ print(states.shape)  # (texts, tokens, width)""",
         "Once upon a time",
         """\
 inputs = tokenizer({example}, return_tensors="pt", return_token_type_ids=False)
-answer = model.generate(**inputs, max_new_tokens=20)
+answer = model.generate(**inputs{length})
 print(tokenizer.decode(answer[0], skip_special_tokens=True))""",
         (*GENERATED, "How it does on texts longer than those it was trained on."),
     ),
@@ -83,7 +83,7 @@ print(tokenizer.decode(answer[0], skip_special_tokens=True))""",
         "A text to rewrite.",
         """\
 inputs = tokenizer({example}, return_tensors="pt", return_token_type_ids=False)
-answer = model.generate(**inputs, max_new_tokens=20)
+answer = model.generate(**inputs{length})
 print(tokenizer.decode(answer[0], skip_special_tokens=True))""",
         (
             "Whether answers say what their source does not: compare names, numbers and negations on a sample.",
@@ -177,11 +177,13 @@ def known(auto_class: str) -> Task:
 
 def read_usage(folder: Path) -> dict[str, Any]:
     """What a folder tells a snippet about its model, as arguments of `usage_of`."""
-    config, adapter = (
+    config, adapter, generation = (
         json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
-        for name in (CONFIG_NAME, "adapter_config.json")
+        for name in (CONFIG_NAME, "adapter_config.json", GENERATION_CONFIG_NAME)
     )
     told: dict[str, Any] = {"has_tokenizer": (folder / "tokenizer_config.json").is_file()}
+    if generation.get("max_length") or generation.get("max_new_tokens"):
+        told["knows_length"] = True
     if config:
         told |= {"remote_code": "auto_map" in config, "is_encoder_decoder": config.get("is_encoder_decoder", False)}
     elif adapter:
@@ -200,6 +202,7 @@ def usage_of(
     is_encoder_decoder: bool = False,
     base: str = "",
     base_is_here: bool = False,
+    knows_length: bool = False,
 ) -> str:
     """A Python snippet that loads a model and prints what it answers.
 
@@ -211,6 +214,7 @@ def usage_of(
         has_tokenizer: without one, the snippet reads the first tokens of the vocabulary.
         is_encoder_decoder: whether a decoder needs an input as well, where none is made by `generate`.
         base: of a repo that holds an adapter alone, the model that it adapts.
+        knows_length: whether the model's own generation config says how long its answers may be.
         base_is_here: whether that is on this machine: the snippet leaves its path out then, and converts it where it must.
 
     Raises:
@@ -233,7 +237,8 @@ def usage_of(
     text = task.example if example is None else example
     text = tuple(text) if isinstance(text, list) else text  # as JSON keeps a pair
     decoder_inputs = 'inputs["decoder_input_ids"] = inputs.input_ids\n' if is_encoder_decoder else ""
-    return code + task.code.format(example=literal(text), decoder_inputs=decoder_inputs)
+    length = "" if knows_length else ", max_new_tokens=20"
+    return code + task.code.format(example=literal(text), decoder_inputs=decoder_inputs, length=length)
 
 
 def literal(value: Any) -> str:
