@@ -15,6 +15,7 @@ Whatever a recipe says as `name: value` can be given as `--name value`, which th
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
@@ -45,6 +46,11 @@ class SafeDPOTrainer(Budgeted, DPOTrainer):
             for values in self._metrics["eval"].values():
                 values += values[-1:] * (len(inputs["input_ids"]) // 2 - 1)  # rows are chosen and rejected answers
         return result
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """All pairs for each process: what fills up the last batch of several would count twice in trl's means."""
+        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
+        return DataLoader(pairs, self.args.eval_batch_size, collate_fn=self.data_collator)
 
 
 @dataclass

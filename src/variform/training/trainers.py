@@ -73,3 +73,8 @@ class SafeTrainer(Budgeted, Trainer):
 
 class SafeSeq2SeqTrainer(Budgeted, Seq2SeqTrainer):
     """A Seq2SeqTrainer that loses nothing: see `SafeTraining` and `Budgeted`."""
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's: what fills up the last batch of several processes is not measured; Seq2SeqTrainer would."""
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **kwargs)
