@@ -2,7 +2,8 @@
 
     python finetune/tokenizer.py --dataset movie_reviews --vocab_size 8192 --output_dir runs/tokenizer
     python finetune/tokenizer.py --train_files 'books/*.txt' --eval_files last.txt --frame start --output_dir runs/tokenizer
-    python finetune/tokenizer.py --dataset package_descriptions --dataset_config en-it --text_columns text target --frame end
+    python finetune/tokenizer.py --dataset package_descriptions --dataset_config en-it --text_columns text target --frame end \\
+        --output_dir runs/tokenizer
 
 Whatever a recipe says as `name: value` can be given as `--name value`, which then wins.
 """
