@@ -44,7 +44,7 @@ def test_a_command_is_one_that_its_script_takes(load_script, line, monkeypatch, 
     with pytest.raises(SystemExit) as ended:
         script.main([*argv, "--print_config"])
     assert ended.value.code == 0
-    assert "# default" in capsys.readouterr().out
+    assert re.search("  # (command line|default)$", capsys.readouterr().out, flags=re.MULTILINE)
 
 
 def test_its_links_lead_somewhere():
