@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, WORDS, write_lines
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
 
 import variform
 from variform.forms import FormLoader, config_from_dict
@@ -90,10 +90,15 @@ def stand_ins(tmp_path_factory):
         variform.from_config(form).save_pretrained(folder / shape)
         places[shape] = folder / shape
         train_tokenizer([sentence(n) for n in range(40)], 330, frame=frame).save_pretrained(folder / shape)
+    ids = {"pad_token_id": 0, "decoder_start_token_id": 1}
+    stack = {"vocab_size": 330, **sizes}
+    form = {"model_type": "variform_encoder_decoder", "encoder": stack, "decoder": stack, **ids}
+    variform.from_config(form).save_pretrained(folder / "pair")
+    AutoTokenizer.from_pretrained(places["end"]).save_pretrained(folder / "pair")
     form = {"model_type": "variform_encoder", "vocab_size": 330, "pad_token_id": 0, "num_labels": 2, **sizes}
     AutoModelForSequenceClassification.from_config(config_from_dict(form)).save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    return {**places, "bert": folder / "bert", "teacher": folder / "teacher"}
+    return {**places, "bert": folder / "bert", "teacher": folder / "teacher", "encoder_decoder": folder / "pair"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -112,7 +117,8 @@ def test_two_steps(path, load_script, stand_ins, tmp_path):
     if "student_layers" in recipe:
         recipe["student_layers"] = [0]
     elif "form" not in recipe:
-        start = "decoder" if script == "dpo" else "encoder" if "model" in recipe else "bert"
+        ours = {"dpo": "decoder", "seq2seq": "encoder_decoder"}.get(script, "encoder")
+        start = ours if "model" in recipe else "bert"
         recipe["model"] = str(stand_ins[start])
     if "teacher" in recipe:
         recipe["teacher"] = str(stand_ins["teacher"])
