@@ -51,7 +51,7 @@ conformance: $(VENV)/.installed-test  ## run transformers' own model tests on th
 	PATH="$(abspath $(BIN)):$$PATH" bash tests/conformance/run.sh
 
 stranger: $(VENV)/.installed-test  ## walk a stranger's path, from texts to a published model, in a fresh environment
-	rm -rf $(VENV)-stranger
+	rm -rf $(VENV)-stranger build/lib  # modules that are gone would travel in the wheel
 	$(PYTHON) -m venv $(VENV)-stranger
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(VENV)-stranger/wheel .
 	$(VENV)-stranger/bin/pip install --quiet '$(TORCH)'
