@@ -68,7 +68,7 @@ def judge(outcomes: Outcomes, reference: Outcomes, whole: bool) -> list[str]:
 def table(outcomes: Outcomes, reference: Outcomes) -> list[str]:
     """Counts a form beside its reference."""
     lines = [f"{'shape':<16}{'form':<28}{'passed':>8}{'skipped':>9}{'failed':>8}"]
-    for name, tests in sorted([*outcomes.items(), *reference.items()]):
+    for name, tests in sorted([*outcomes.items(), *reference.items()], key=lambda item: item[0]):
         shape, _, form = name.partition("__")
         counts = Counter(map(kind, tests.values()))
         form += " (reference)" if name in reference else ""

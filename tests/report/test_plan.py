@@ -1,5 +1,6 @@
 """The plan of a training step says what the step takes when it is run: bytes to the last one, activations, FLOPs."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -70,7 +71,8 @@ addmm_in_place_flop._get_raw = True  # it is called with tensors, as torch's own
 
 
 def train(config, dtype=torch.float32, **options):
-    return variform.from_config(config, dtype=dtype, **options).train()
+    """A model whose options do not stay in a config that other tests share."""
+    return variform.from_config(copy.deepcopy(config), dtype=dtype, **options).train()
 
 
 def batch_of(model, batch: int = 2, length: int = 20) -> dict[str, torch.Tensor]:
