@@ -11,6 +11,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from .metrics import load_metric
+from .scores import SCORES
 
 NAME = re.compile(r"\b[A-Z]\w+|\b\d[\d.]*\b")
 
@@ -71,8 +72,9 @@ def _judge(name: str, predictions: list[str], data: DatasetDict, metrics: Sequen
     for metric in metrics:
         references = list(data["validation"]["target"])
         several = [[reference] for reference in references] if metric == "pronunciation" else references
-        figures |= load_metric(metric).compute(predictions=predictions, references=several)
-    return {f"{figure}, {name}": value for figure, value in figures.items() if isinstance(value, float)}
+        measured = load_metric(metric).compute(predictions=predictions, references=several)
+        figures |= {figure: measured[figure] for figure in SCORES[metric]}
+    return {f"{figure}, {name}": float(value) for figure, value in figures.items()}
 
 
 def frequent_name_answers(data: DatasetDict) -> dict[str, float]:
