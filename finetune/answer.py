@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
         train_dataset=windows.data["train"].select_columns(trained_on),
         eval_dataset=windows.data["validation"].select_columns(trained_on),
         processing_class=tokenizer,
+        bucket_by=("input_ids",),
         data_collator=DataCollatorWithPadding(tokenizer),
     )
     if not run.train(trainer):
