@@ -4,6 +4,7 @@ import gc
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -142,6 +143,8 @@ class Run:
             training.max_steps, training.num_train_epochs = -1, 1_000_000
         training.include_num_input_tokens_seen = "non_padding" if counts_tokens else "no"
         set_seed(training.seed)
+        # PEFT asks transformers by a name that is to change: nothing that a user could mend
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         disable_progress_bar()  # the ones for loading and saving a file; ours stays
         if not self.console.is_terminal or training.process_index > 0:
             datasets.disable_progress_bars()  # those of reading and tokenizing: nobody watches them grow
