@@ -1,42 +1,12 @@
-"""Scripts as modules, a tokenizer of a few hundred tokens, and forms of a few thousand parameters."""
+"""Scripts as modules, and tokenizers of a few hundred tokens."""
 
 import importlib.util
-import json
 import sys
-from pathlib import Path
 
 import pytest
+from script_inputs import ROOT, WORDS
 
 from variform.training.tokenizer import train_tokenizer
-
-ROOT = Path(__file__).parents[2]
-STACK = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-}
-WORDS = [
-    "the",
-    "a",
-    "good",
-    "bad",
-    "film",
-    "play",
-    "was",
-    "is",
-    "very",
-    "quite",
-    "dull",
-    "bright",
-    "and",
-    "not",
-    "but",
-    "acting",
-    "story",
-    "end",
-]
 
 
 @pytest.fixture(scope="session")
@@ -61,17 +31,3 @@ def tokenizers(tmp_path_factory):
         tokenizer = train_tokenizer([" ".join(WORDS)] * 4, 320, frame=frame, sentinels=8)
         tokenizer.save_pretrained(folder / frame)
     return {frame: str(folder / frame) for frame in ("both", "end", "start")}
-
-
-def form(shape: str, **fields) -> str:
-    """A tiny form as a script's `--form` takes it."""
-    if shape == "encoder_decoder":
-        stacks = {"encoder": {**STACK, **fields}, "decoder": {**STACK, **fields}}
-        return json.dumps({"model_type": "variform_encoder_decoder", **stacks})
-    return json.dumps({"model_type": f"variform_{shape}", **STACK, **fields})
-
-
-def write_lines(path: Path, rows: list[dict]) -> str:
-    """Writes rows as JSON lines; returns the path as an argument."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import WORDS, form, write_lines
+from script_inputs import WORDS, form, write_lines
 from transformers import AutoModelForQuestionAnswering
 
 STEPS = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--logging_steps", "1"]

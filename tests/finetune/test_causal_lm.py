@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, WORDS, form
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from script_inputs import ROOT, WORDS, form
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

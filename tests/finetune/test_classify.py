@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from conftest import WORDS, form, write_lines
 from huggingface_hub import ModelCard
+from script_inputs import WORDS, form, write_lines
 from transformers import AutoModelForSequenceClassification
 
 STEPS = ["--max_steps", "3", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--learning_rate", "1e-2"]

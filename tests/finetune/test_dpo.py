@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import WORDS, form, write_lines
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from script_inputs import WORDS, form, write_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import variform

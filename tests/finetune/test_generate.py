@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 import transformers
-from conftest import STACK, form
+from script_inputs import STACK, form
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import variform

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS, form
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from script_inputs import WORDS, form
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 STEPS = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--save_steps", "1"]

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import WORDS, form, write_lines
+from script_inputs import WORDS, form, write_lines
 
 from variform.training.run import run_script
 

@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from script_inputs import ROOT
 
 FINETUNE = ROOT / "finetune"
 README = (FINETUNE / "README.md").read_text(encoding="utf-8")

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import WORDS, form, write_lines
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from script_inputs import WORDS, form, write_lines
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, T5Config
 from transformers import T5ForConditionalGeneration as T5

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, WORDS, form, write_lines
+from script_inputs import ROOT, WORDS, form, write_lines
 
 import variform
 from variform.training.checkpoints import is_trained

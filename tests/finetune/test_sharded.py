@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, WORDS, form
+from script_inputs import ROOT, WORDS, form
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 STEPS = ["--max_steps", "4", "--save_steps", "2", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2"]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import WORDS, write_lines
+from script_inputs import WORDS, write_lines
 from transformers import AutoTokenizer
 
 

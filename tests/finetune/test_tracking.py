@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from conftest import WORDS, form
+from script_inputs import WORDS, form
 
 STEPS = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--max_length", "24"]
 LOGGED = {"loss", "grad_norm", "learning_rate", "tokens_per_second", "expert_max_load"}
