@@ -58,6 +58,12 @@ class PreferenceConfig(DPOConfig):
     """trl's own arguments: `beta`, `loss_type`, `max_length` and the like. Models are loaded here, as `ModelArguments` say."""
 
     trust_remote_code: bool = field(default=False, init=False)
+    balance_experts: bool = field(
+        default=True,
+        metadata={
+            "help": "Refuse a mixture of experts, whose balance trl leaves out; with false, its config gives it up."
+        },
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -74,6 +80,8 @@ def main(argv: list[str]) -> int:
         raise ValueError("`tokenizer` has no `eos_token`: answers would have no end.")
     auto_class = AutoModelForCausalLM
     model = build_model(start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run)
+    if not training.balance_experts:
+        model.config.router_aux_loss_coef = 0.0
     check_length(model.config, training.max_length)
     if options.dry_run:
         return run.show_plan(model, auto_class, training.max_length)

@@ -160,3 +160,17 @@ def test_mistakes_are_refused_before_anything_is_trained(
         script.main([*pairs, *start, *(word.format(**places) for word in arguments)])
     assert sentence in str(refused.value)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_experts_are_refused_unless_their_balance_is_given_up(script, pairs, tokenizers, tmp_path):
+    base = tmp_path / "experts"
+    tokenizer = AutoTokenizer.from_pretrained(tokenizers["start"])
+    fields = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    variform.from_config(json.loads(form("decoder", num_experts=2, **fields))).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    arguments = [*pairs, "--model", str(base), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="trl would train without the balance loss"):
+        script.main(arguments)
+    assert script.main([*arguments, "--balance_experts", "false"]) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.router_aux_loss_coef == 0
+    assert AutoModelForCausalLM.from_pretrained(base).config.router_aux_loss_coef > 0

@@ -169,6 +169,10 @@ class TestQuestions:
         question = cloze_questions.make_question(self.TEXT.replace("a person", "Python people"))
         assert question["answers"]["text"] == ["Python", "Python"]
 
+    def test_a_list_is_no_question(self):
+        longer = self.TEXT.replace("Emacs Lisp", "Emacs Lisp, " + "and a word, " * 20 + "Emacs Lisp")
+        assert cloze_questions.make_question(longer)["question"].startswith("Pymacs links _____ and")
+
     def test_a_part_of_a_word_is_no_answer(self):
         assert (
             cloze_questions.make_question(self.TEXT.replace("Python for", "Pythonic for").replace("Emacs L", "L"))

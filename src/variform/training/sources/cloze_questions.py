@@ -14,6 +14,7 @@ SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 NAME = re.compile(r"(?<![\w.-])(?:[A-Z][\w+-]*\w|\d[\d.]*\d|\d)(?![\w-])")
 BLANK = "_____"
 MIN_CONTEXT_WORDS = 15
+MOST_CHARACTERS = 200  # of a question; longer ones are lists
 
 
 def load(config: str) -> dict[str, Rows]:
@@ -28,11 +29,11 @@ def load(config: str) -> dict[str, Rows]:
 
 
 def make_question(text: str) -> dict | None:
-    """The last sentence of which a name, not its first word, stands in the others too; None where there is none."""
+    """The last sentence that is no list and of which a name, not its first word, stands in the others; None without one."""
     sentences = SENTENCE.split(text)
     for number in reversed(range(len(sentences))):
         context = " ".join(sentences[:number] + sentences[number + 1 :])
-        if len(context.split()) < MIN_CONTEXT_WORDS:
+        if len(context.split()) < MIN_CONTEXT_WORDS or len(sentences[number]) > MOST_CHARACTERS:
             continue
         for name in NAME.finditer(sentences[number]):
             places = [found.start() for found in NAME.finditer(context) if found[0] == name[0]]
