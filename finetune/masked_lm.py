@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
             trainer,
             auto_class=auto_class,
             summary=f"Fills in masked tokens: {measured['accuracy']:.1f} % of those in text it has never seen.",
-            example=f"{data['validation']['text'][0].split('.')[0][:80]} {tokenizer.mask_token}",
+            example=data["validation"]["text"][0].split(".")[0][:80],  # the snippet masks a token of it
             dataset=source.dataset or "files",
             evaluated_on=f"held-out texts, {task.masked:.0%} of the tokens masked",
             figures=[Figure("accuracy", "masked tokens guessed", measured["accuracy"])],

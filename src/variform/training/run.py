@@ -291,7 +291,8 @@ class Run:
         """Size, steps and time of a run, for a model card."""
         args, state = self.training, trainer.state
         examples = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        facts = {"steps": f"{state.global_step:,} of {examples} examples ({state.epoch:.1f} epochs)"}
+        epochs = f"{state.epoch:.1f}" if state.epoch >= 0.1 else f"{state.epoch:.1g}"
+        facts = {"steps": f"{state.global_step:,} of {examples} examples ({epochs} epochs)"}
         if state.num_input_tokens_seen:
             facts["tokens"] = f"{int(state.num_input_tokens_seen):,}, padding left out"
         if args.world_size > 1:
