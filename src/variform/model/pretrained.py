@@ -205,7 +205,8 @@ class VariformPreTrainedModel(PreTrainedModel):
         the cache, so that its shape stays the same in every step."""
         if attention_mask is None or not is_plain_mask(attention_mask):
             return attention_mask
-        missing = past_key_values.get_max_length() - attention_mask.shape[1]
+        # A cache without layers, as `generate` begins with, has no length of its own
+        missing = past_key_values.get_max_length() - attention_mask.shape[1] if past_key_values.layers else 0
         return nn.functional.pad(attention_mask, (0, max(missing, 0)))
 
 
