@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 
 import variform  # noqa: F401  # registers the family
+from variform.training.run import leave_group
 
 
 def main(folder: Path, form: str, batch_size: int) -> None:
@@ -35,9 +36,8 @@ def main(folder: Path, form: str, batch_size: int) -> None:
         weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
         torch.save({"losses": losses, "weights": weights}, folder / f"{form}-{asked}.pt")
         (folder / f"{form}-{asked}.json").write_text(json.dumps(losses))
-    if asked > 1:
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    leave_group()  # once nothing is left that uses it
