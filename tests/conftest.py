@@ -1,6 +1,7 @@
 """What every test runs under: no network, fixed seeds, and memory that shows when it was read before it was written."""
 
 import os
+import sys
 
 # Read when transformers is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,3 +32,13 @@ def uninitialised_memory_is_nan():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled():
+    """Graphs of other tests count against the limit of recompilations, and tests run in any order."""
+    yield
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.utils.counters["stats"]:
+        dynamo.reset()
+        dynamo.utils.counters.clear()

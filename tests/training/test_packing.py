@@ -174,7 +174,6 @@ def test_gradient_checkpointing_changes_nothing(any_length_takes_blocks):
 
 @torch.no_grad()
 def test_a_compiled_model_packs_pairs_too():
-    torch._dynamo.reset()  # what other tests compiled counts against the limit of one function
     model = make("encoder_decoder", {}).eval()
     model.config.use_cache = False
     batch = PackingCollator(model.config, **rooms("encoder_decoder"))([draw("encoder_decoder", PAIRS[:4])])
