@@ -75,6 +75,7 @@ bench: $(VENV)/.installed-test  ## measure beside transformers' own classes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse_attention.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse_models.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/experts.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/packing.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import variform
 
-pytest.importorskip("trl", reason="trl belongs to the `train` extra")
+pytest.importorskip("trl", reason="trl is an extra of its own: dpo")
 
 STEPS = ["--max_steps", "4", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--learning_rate", "1e-2"]
 PAIRS = [

@@ -164,7 +164,7 @@ def test_a_curve_has_a_figure_for_each_draw(tokenizer, data):
 
 
 def test_the_picture_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="pictures are an extra")
     points = [Point(0, [50.0]), Point(4, [60.0, 70.0])]
     assert points[1].mean == 65 and points[0].deviation == 0
     path = draw_curve(points, tmp_path / "plots" / "few_shot.png", title="a", baselines={"most frequent class": 50})
