@@ -22,7 +22,7 @@ from variform.training.baselines import frequent_tag_accuracy
 from variform.training.data import DataArguments, facts, load_data
 from variform.training.lora import LoraArguments
 from variform.training.metrics import load_metric
-from variform.training.models import build_model, check_length, load_tokenizer
+from variform.training.models import build_model, check_length, labels_of, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
 from variform.training.tokenizing import tokenize_words
@@ -49,10 +49,9 @@ def main(argv: list[str]) -> int:
     data = load_data(source, needs=("tokens", "tags"))
     names = data["train"].features["tags"].feature.names
     tokenizer = load_tokenizer(start, run.trained)
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     auto_class = AutoModelForTokenClassification
     model = build_model(
-        start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run, **labels
+        start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run, **labels_of(names)
     )
     check_length(model.config, task.max_length)
     if options.dry_run:

@@ -7,6 +7,7 @@ from datasets import DatasetDict
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from .models import labels_of
 from .trainers import SafeTrainer
 
 IGNORED = -100
@@ -75,7 +76,7 @@ def with_labels_of(config: Any, data: DatasetDict) -> tuple[DatasetDict, dict[st
     if set(numbers) == {name.lower() for name in names}:
         names = theirs
         data = DatasetDict({split: rows.align_labels_with_mapping(numbers, "label") for split, rows in data.items()})
-    return data, {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    return data, labels_of(names)
 
 
 class DistillationTrainer(SafeTrainer):

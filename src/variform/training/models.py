@@ -266,6 +266,11 @@ def check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
         )
 
 
+def labels_of(names: list[str]) -> dict[str, Any]:
+    """The names of classes, by their numbers, as fields of a config."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
 def check_length(config: PreTrainedConfig, length: int, name: str = "max_length", *, stack: str = "decoder") -> None:
     """Raises ValueError where sequences are longer than a table of learned positions.
 
