@@ -17,7 +17,7 @@ from _timing import compare, header, table  # isort: skip (sets the number of th
 import torch
 
 import variform
-from variform.training.packing import PackedDataset, PackingCollator
+from variform.training.data.packing import PackedDataset, PackingCollator
 
 VOCAB, WIDTH, LAYERS, HEADS = 4096, 256, 3, 4
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -24,9 +24,9 @@ from transformers.utils.logging import disable_progress_bar
 
 import variform
 from variform.training import RouterBalancer
-from variform.training.sources import SOURCES
+from variform.training.data.sources import SOURCES
+from variform.training.data.windows import TokenWindows, encode
 from variform.training.tokenizer import byte_tokenizer
-from variform.training.windows import TokenWindows, encode
 
 FORM = {
     "model_type": "variform_decoder",

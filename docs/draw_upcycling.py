@@ -17,9 +17,9 @@ from torch.utils.data import Subset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import variform  # noqa: F401  # registers the family
-from variform.training.sources import SOURCES
+from variform.training.data.sources import SOURCES
+from variform.training.data.windows import TokenWindows, encode, measure
 from variform.training.tokenizer import byte_tokenizer
-from variform.training.windows import TokenWindows, encode, measure
 
 # Every so many windows of the held-out text: a sample, for curves. The table has the whole text
 EVERY = 8

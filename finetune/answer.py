@@ -15,14 +15,14 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding,
 
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
-from variform.training.baselines import frequent_name_answers
 from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.tokenizing import best_answers, tokenize_questions
+from variform.training.evaluation.baselines import frequent_name_answers
+from variform.training.evaluation.metrics import load_metric
 from variform.training.lora import LoraArguments
-from variform.training.metrics import load_metric
 from variform.training.models import build_model, check_length, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
-from variform.training.tokenizing import best_answers, tokenize_questions
 from variform.training.trainers import SafeTrainer
 
 

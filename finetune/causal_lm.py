@@ -19,19 +19,19 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from variform.hub.cards import Figure
 from variform.report.costs import count_costs
 from variform.training.arguments import parse_recipe
-from variform.training.compression import compress
 from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.packing import PackedDataset, PackedOrPlain, PackingCollator
+from variform.training.data.tokenizing import tokenize_documents
+from variform.training.data.windows import BitsPerByte, TokenWindows, count_surprise, encode, pad_causal
+from variform.training.evaluation.compression import compress
 from variform.training.lora import LoraArguments
 from variform.training.models import build_model, check_length, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments
-from variform.training.packing import PackedDataset, PackedOrPlain, PackingCollator
 from variform.training.reload import prove_reload
 from variform.training.run import STOPPED, Run, defaults, run_script
 from variform.training.sharded import train_sharded
 from variform.training.sweep import is_swept, sweep
-from variform.training.tokenizing import tokenize_documents
 from variform.training.trainers import SafeTrainer
-from variform.training.windows import BitsPerByte, TokenWindows, count_surprise, encode, pad_causal
 
 
 @dataclass

@@ -13,14 +13,14 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
-from variform.training.baselines import majority_accuracy, tfidf_accuracy
 from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.tokenizing import tokenize_classes
+from variform.training.evaluation.baselines import majority_accuracy, tfidf_accuracy
+from variform.training.evaluation.scores import class_scores
 from variform.training.lora import LoraArguments
 from variform.training.models import build_model, check_length, labels_of, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
-from variform.training.scores import class_scores
-from variform.training.tokenizing import tokenize_classes
 from variform.training.trainers import SafeTrainer
 
 

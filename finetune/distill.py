@@ -33,9 +33,13 @@ from variform.hub.cards import Figure
 from variform.hub.paths import model_name
 from variform.training.arguments import parse_recipe
 from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.masking import MaskingCollator, count_hits, mask_once, masked_scores
+from variform.training.data.span_corruption import SetEpoch
+from variform.training.data.tokenizing import tokenize_classes, tokenize_documents, tokenize_masked
+from variform.training.data.windows import count_surprise, pad_causal, token_perplexity
 from variform.training.distillation import DistillationTrainer, with_labels_of
+from variform.training.evaluation.scores import class_scores
 from variform.training.lora import LoraArguments
-from variform.training.masking import MaskingCollator, count_hits, mask_once, masked_scores
 from variform.training.models import (
     build_model,
     check_length,
@@ -46,11 +50,7 @@ from variform.training.models import (
 )
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
-from variform.training.scores import class_scores
-from variform.training.span_corruption import SetEpoch
 from variform.training.students import student_of
-from variform.training.tokenizing import tokenize_classes, tokenize_documents, tokenize_masked
-from variform.training.windows import count_surprise, pad_causal, token_perplexity
 
 UNITS = {"accuracy": "%", "f1": "%"}
 HEADS: dict[str, Any] = {

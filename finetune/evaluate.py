@@ -22,17 +22,17 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from variform.training.arguments import parse_recipe
-from variform.training.baselines import majority_accuracy
 from variform.training.checkpoints import check_place
-from variform.training.compression import compress
 from variform.training.data import facts
-from variform.training.few_shot import Template, draw_curve, measure_curve
-from variform.training.harness import judge_by_harness
+from variform.training.data.windows import TokenWindows, encode, measure
+from variform.training.evaluation.baselines import majority_accuracy
+from variform.training.evaluation.compression import compress
+from variform.training.evaluation.few_shot import Template, draw_curve, measure_curve
+from variform.training.evaluation.harness import judge_by_harness
 from variform.training.inference import JudgedData, load_for_use, load_judged
 from variform.training.models import check_length
 from variform.training.options import ModelArguments
 from variform.training.run import run_script
-from variform.training.windows import TokenWindows, encode, measure
 
 
 @dataclass

@@ -17,11 +17,11 @@ import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer, set_seed
 
 from variform.training.arguments import parse_recipe
+from variform.training.data.windows import begin
 from variform.training.inference import load_for_use
 from variform.training.models import check_length
 from variform.training.options import ModelArguments
 from variform.training.run import run_script
-from variform.training.windows import begin
 
 NEW = "/new"
 SAMPLING = ("temperature", "top_k", "top_p")

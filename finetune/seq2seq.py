@@ -21,20 +21,20 @@ from transformers import (
 
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
-from variform.training.baselines import copy_source, lead_words
 from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.masking import masked_scores
+from variform.training.data.packing import PackedDataset, PackedOrPlain, PackingCollator
+from variform.training.data.span_corruption import SetEpoch, SpanCorruption
+from variform.training.data.tokenizing import tokenize_documents, tokenize_pairs
+from variform.training.evaluation.baselines import copy_source, lead_words
+from variform.training.evaluation.scores import SCORES, TextScores, count_answers
 from variform.training.lora import LoraArguments
-from variform.training.masking import masked_scores
 from variform.training.models import build_model, check_length, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments
-from variform.training.packing import PackedDataset, PackedOrPlain, PackingCollator
 from variform.training.reload import prove_reload
 from variform.training.run import STOPPED, Run, defaults, run_script
-from variform.training.scores import SCORES, TextScores, count_answers
-from variform.training.span_corruption import SetEpoch, SpanCorruption
 from variform.training.sweep import is_swept, sweep
 from variform.training.tokenizer import letters_and_symbols_tokenizer
-from variform.training.tokenizing import tokenize_documents, tokenize_pairs
 from variform.training.trainers import SafeSeq2SeqTrainer
 
 

@@ -14,7 +14,7 @@ from script_inputs import ROOT, WORDS, form
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from variform.training.windows import IGNORED
+from variform.training.data.windows import IGNORED
 
 LENGTH = 24
 STEPS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--learning_rate", "1e-2"]

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import variform
-from variform.training.few_shot import Template, answer_questions
-from variform.training.harness import judge_by_harness
-from variform.training.metrics import import_evaluate
+from variform.training.evaluation.few_shot import Template, answer_questions
+from variform.training.evaluation.harness import judge_by_harness
+from variform.training.evaluation.metrics import import_evaluate
 
 
 @pytest.fixture(scope="module")

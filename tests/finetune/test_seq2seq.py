@@ -13,9 +13,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSe
 from transformers import T5ForConditionalGeneration as T5
 
 import variform
-from variform.training.packing import PackedDataset, PackingCollator
-from variform.training.span_corruption import SpanCorruption
-from variform.training.tokenizing import tokenize_documents
+from variform.training.data.packing import PackedDataset, PackingCollator
+from variform.training.data.span_corruption import SpanCorruption
+from variform.training.data.tokenizing import tokenize_documents
 
 FORM = form("encoder_decoder", position_embedding_type="rope")
 STEPS = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--learning_rate", "1e-2"]

@@ -3,7 +3,9 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from variform.training.baselines import (
+from variform.training.data import DataArguments, load_data
+from variform.training.data.sources import SOURCES
+from variform.training.evaluation.baselines import (
     copy_source,
     frequent_name_answers,
     frequent_tag_accuracy,
@@ -11,8 +13,6 @@ from variform.training.baselines import (
     majority_accuracy,
     tfidf_accuracy,
 )
-from variform.training.data import DataArguments, load_data
-from variform.training.sources import SOURCES
 
 
 def splits(train: list[dict], validation: list[dict]) -> DatasetDict:

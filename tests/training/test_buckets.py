@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from variform.training.buckets import LengthBucketSampler
+from variform.training.data.buckets import LengthBucketSampler
 
 LENGTHS = torch.randint(1, 30, (2011,), generator=torch.Generator().manual_seed(0)).tolist()
 

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from variform.training import cmudict
+from variform.training.data import cmudict
 
 LINES = """\
 aachen AA1 K AH0 N

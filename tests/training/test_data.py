@@ -9,8 +9,7 @@ import datasets
 import pytest
 from transformers import HfArgumentParser
 
-from variform.training import files
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data import DataArguments, facts, files, load_data
 
 
 @pytest.fixture(autouse=True)

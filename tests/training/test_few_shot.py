@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from torch.nn import functional as F
 
 import variform
-from variform.training.few_shot import (
+from variform.training.evaluation.few_shot import (
     Point,
     Template,
     answer_questions,

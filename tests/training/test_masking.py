@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
-from variform.training.masking import MaskingCollator, count_hits, mask_once, masked_scores
+from variform.training.data.masking import MaskingCollator, count_hits, mask_once, masked_scores
 from variform.training.tokenizer import byte_tokenizer, train_tokenizer
 
 

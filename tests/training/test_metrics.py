@@ -6,7 +6,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from variform.training.metrics import (
+from variform.training.evaluation.metrics import (
     METRICS,
     closest_variant,
     load_metric,
@@ -153,6 +153,6 @@ def test_an_unknown_metric_is_refused_with_those_there_are():
 
 def test_a_missing_library_is_named_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    monkeypatch.delitem(sys.modules, "variform.training.metrics.translation", raising=False)
+    monkeypatch.delitem(sys.modules, "variform.training.evaluation.metrics.translation", raising=False)
     with pytest.raises(ValueError, match="pip install evaluate sacrebleu"):
         load_metric("chrf")

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from variform.model import masks
-from variform.training.packing import PackedDataset, PackingCollator, plan_rows
+from variform.training.data.packing import PackedDataset, PackingCollator, plan_rows
 
 HEADS = {
     "encoder": AutoModelForMaskedLM,

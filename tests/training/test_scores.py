@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
-from variform.training.masking import masked_scores
-from variform.training.metrics import load_metric
-from variform.training.scores import SCORES, TextScores, class_scores, count_answers
+from variform.training.data.masking import masked_scores
+from variform.training.evaluation.metrics import load_metric
+from variform.training.evaluation.scores import SCORES, TextScores, class_scores, count_answers
 from variform.training.tokenizer import letters_and_symbols_tokenizer
 
 TOKENIZER = letters_and_symbols_tokenizer("acdgot", ["K", "AE", "T", "D", "AO", "G"])

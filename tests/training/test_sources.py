@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from variform.training.data import DataArguments, facts, load_data
-from variform.training.sources import SOURCES, base, brown, cloze_questions, package_descriptions, preferences
-from variform.training.sources.package_descriptions import Descriptions, read_descriptions, read_source_names
+from variform.training.data.sources import SOURCES, base, brown, cloze_questions, package_descriptions, preferences
+from variform.training.data.sources.package_descriptions import Descriptions, read_descriptions, read_source_names
 
 STANZAS = """\
 Package: {0}
@@ -148,7 +148,7 @@ class TestPackageDescriptions:
     def test_where_they_are_missing_the_command_is_named(self, tmp_path, monkeypatch):
         monkeypatch.setenv(base.FOLDER_VARIABLE, str(tmp_path))
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ValueError, match=r"python -m variform\.training\.sources\.package_descriptions"):
+        with pytest.raises(ValueError, match=r"python -m variform\.training\.data\.sources\.package_descriptions"):
             load_data(DataArguments(dataset="package_descriptions"), ("text", "target"))
 
 
@@ -206,7 +206,7 @@ class TestPreferences:
     ],
 )
 def test_a_missing_package_is_named_with_the_command(name, package, monkeypatch):
-    from variform.training import cmudict
+    from variform.training.data import cmudict
 
     for module in (base, cmudict):
         monkeypatch.setattr(module, "find_spec", lambda name: None)

@@ -8,7 +8,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 import variform
-from variform.training.span_corruption import SetEpoch, SpanCorruption, noise_mask, sentinel_ids
+from variform.training.data.span_corruption import SetEpoch, SpanCorruption, noise_mask, sentinel_ids
 
 SENTINELS = 30
 FIRST = 3  # ids of texts in these tests: from here on, sentinels after them

@@ -9,9 +9,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from variform.training import tokenizing
-from variform.training.tokenizer import byte_tokenizer, letters_and_symbols_tokenizer, train_tokenizer
-from variform.training.tokenizing import (
+from variform.training.data import tokenizing
+from variform.training.data.tokenizing import (
     best_answers,
     check_ids,
     tokenize_blocks,
@@ -22,6 +21,7 @@ from variform.training.tokenizing import (
     tokenize_questions,
     tokenize_words,
 )
+from variform.training.tokenizer import byte_tokenizer, letters_and_symbols_tokenizer, train_tokenizer
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "##a", "##b", "##c", "?"]
 

@@ -11,11 +11,8 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 import variform
-from variform.training import compression
-from variform.training.compression import compress
-from variform.training.sources import SOURCES
-from variform.training.tokenizer import byte_tokenizer, train_tokenizer
-from variform.training.windows import (
+from variform.training.data.sources import SOURCES
+from variform.training.data.windows import (
     IGNORED,
     BitsPerByte,
     TokenWindows,
@@ -25,6 +22,9 @@ from variform.training.windows import (
     measure,
     pad_causal,
 )
+from variform.training.evaluation import compression
+from variform.training.evaluation.compression import compress
+from variform.training.tokenizer import byte_tokenizer, train_tokenizer
 
 STREAMS = [torch.arange(length, dtype=torch.int32) for length in (20, 2, 41)]
 

@@ -7,8 +7,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
-from .buckets import LengthBucketSampler
 from .budget import TimeBudget
+from .data.buckets import LengthBucketSampler
 from .lora import save_adapter
 from .safety import SafeTraining
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, List
 
+from .arguments import HELD_OUT, DataArguments
 from .columns import OUTPUTS
-from .data_arguments import HELD_OUT, DataArguments
 from .files import BadRow
 from .loading import PLACE, BadRows, load_files, load_hub, load_source, local_patterns
 from .sources import SOURCES
@@ -19,14 +19,12 @@ logger = logging.getLogger(__name__)
 
 MOST_FILES = 6  # whose digests are told one by one
 
-__all__ = ["DataArguments", "facts", "load_data"]
-
 
 def load_data(arguments: DataArguments, needs: Sequence[str] = ("text",)) -> DatasetDict:
     """The splits `train` and `validation` with one column a role, checked.
 
     Args:
-        needs: roles, as in `variform.training.columns.ALIASES`, or names of columns. Other columns are dropped.
+        needs: roles, as in `variform.training.data.columns.ALIASES`, or names of columns. Other columns are dropped.
 
     Returns:
         Texts as strings. `label` is a ClassLabel with the names sorted, or a number where it is one with a fraction

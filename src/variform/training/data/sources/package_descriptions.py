@@ -1,6 +1,6 @@
 """Debian's package descriptions, in English and as their translators have them.
 
-    python -m variform.training.sources.package_descriptions            # fetches the lists, about 45 MB
+    python -m variform.training.data.sources.package_descriptions            # fetches the lists, about 45 MB
 
 fetches the lists by a Debian system's own apt into `$VARIFORM_DATA`, without touching what that apt knows.
 """
@@ -19,7 +19,7 @@ from .base import Rows, Source, data_folder, find_folder
 FOLDER = "package_descriptions"
 LANGUAGES = ("en", "it", "de")
 SOURCE_NAMES = "sources.tsv"
-INSTALL = "fetch the lists on a Debian system with `python -m variform.training.sources.package_descriptions`"
+INSTALL = "fetch the lists on a Debian system with `python -m variform.training.data.sources.package_descriptions`"
 # What is left of a package's name where its source is not known
 SIBLING = re.compile(r"(-(dev|doc|dbg|data|common|bin|utils|tools|docs|examples))+$")
 HELD_OUT_EVERY = 20

@@ -13,8 +13,8 @@ import torch
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .models import check_length
-from .windows import begin
+from ..data.windows import begin
+from ..models import check_length
 
 INK, GREY, DRAWN = "#22303c", "#66747f", "#1d4f7c"
 

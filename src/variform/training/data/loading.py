@@ -12,8 +12,8 @@ from datasets import Dataset, DatasetDict
 
 from . import columns as column_rules
 from . import files as file_formats
+from .arguments import DataArguments
 from .columns import features_of, nearest, resolve_columns, row_problem
-from .data_arguments import DataArguments
 from .files import SUFFIXES, BadRow, file_digest, read_rows
 from .sources import SOURCES
 

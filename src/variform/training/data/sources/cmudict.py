@@ -1,4 +1,4 @@
-"""The CMU Pronouncing Dictionary: letters in, phonemes out. Reading and splitting are in `variform.training.cmudict`."""
+"""The CMU Pronouncing Dictionary: letters in, phonemes out. `variform.training.data.cmudict` reads and splits it."""
 
 from .. import cmudict
 from .base import Rows, Source

@@ -7,7 +7,7 @@ import torch
 from datasets import List
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from .masking import count_hits
+from ..data.masking import count_hits
 from .metrics import load_metric
 
 # What each metric says, and which of its scores count

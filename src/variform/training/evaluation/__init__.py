@@ -1,0 +1,1 @@
+"""What judges a model: metrics, what it is to beat, and tests without a step of training."""
