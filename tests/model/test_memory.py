@@ -246,6 +246,8 @@ class TestTheCache:
         assert model(inputs(), use_cache=False).past_key_values is None
         plain = decoder(memory_length=0).train(is_training)
         assert (plain(inputs(), use_cache=True).past_key_values is None) is is_training
+        with torch.no_grad():  # no step, whatever the mode
+            assert plain(inputs(), use_cache=True).past_key_values.get_seq_length() == 7
 
     @pytest.mark.parametrize("use_reentrant", [True, False])
     @pytest.mark.filterwarnings("error:.*aching is incompatible")

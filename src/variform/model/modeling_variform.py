@@ -125,11 +125,13 @@ class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
         prefix_lengths: torch.Tensor | None = None,
         **kwargs,
     ) -> DecoderOutput:
-        """Arguments as in `TransformerStack.run`. `use_cache` makes a cache where none is given: in training only for the
-        memory of a form that has one, and not with gradient checkpointing (give `past_key_values=model.new_cache()` then)."""
+        """Arguments as in `TransformerStack.run`. `use_cache` makes a cache where none is given: in a training step only for
+        the memory of a form that has one, and not with gradient checkpointing (give `past_key_values=model.new_cache()`)."""
         if self.attends_to_encoder and encoder_hidden_states is None:
             raise ValueError("This decoder attends to an encoder: give `encoder_hidden_states`.")
-        if use_cache and past_key_values is None and (self.config.memory_length > 0 or not self.training):
+        # A model left in training mode may generate all the same; without gradients it is no step
+        is_step = self.training and torch.is_grad_enabled()
+        if use_cache and past_key_values is None and (self.config.memory_length > 0 or not is_step):
             past_key_values = self.new_cache()
             if self.attends_to_encoder:
                 past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
