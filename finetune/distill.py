@@ -47,6 +47,7 @@ from variform.training.models import (
     check_vocabulary,
     load_teacher,
     load_tokenizer,
+    split_gguf,
 )
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import STOPPED, Run, defaults, run_script
@@ -89,12 +90,13 @@ def main(argv: list[str]) -> int:
     task, source, start, lora, options, training = parse_recipe(parts, argv, defaults=defaults(), description=__doc__)
     run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
     auto_class = HEADS[task.task]
+    folder = find_folder(split_gguf(task.teacher)[0])  # one that is not there is named before its tokenizer is missed
     start.tokenizer = start.tokenizer or task.teacher
     tokenizer = load_tokenizer(start, run.trained)
     data = load_data(source, needs=("text", "label") if task.task == "classify" else ("text",))
     known, fields = facts(data), dict[str, Any]()
     if task.task == "classify":
-        data, fields = with_labels_of(AutoConfig.from_pretrained(find_folder(task.teacher)), data)
+        data, fields = with_labels_of(AutoConfig.from_pretrained(folder), data)
     teacher = load_teacher(task.teacher, auto_class)
     check_length(teacher.config, task.max_length)
     check_vocabulary(teacher.config, tokenizer)

@@ -7,7 +7,7 @@ Each line of such a file has `prompt`, `chosen` and `rejected`. The model that t
 LoRA it is the model without its adapter.
 
 trl computes this loss itself: label smoothing and z-loss play no part in it, and a model with experts is refused unless its
-routers may go without their balance loss (`--router_aux_loss_coef 0`).
+routers may go without their balance loss (`--balance_experts false`).
 
 Whatever a recipe says as `name: value` can be given as `--name value`, which then wins.
 """

@@ -175,6 +175,7 @@ def headless(tmp_path_factory, tokenizers):
     ("arguments", "sentence"),
     [
         (["--teacher", "{headless}"], "classifier"),
+        (["--teacher", "{headless}/nowhere"], "There is no folder"),
         (["--teacher", "{teachers}/causal_lm", "--task", "masked_lm"], "`teacher` is a variform_decoder; this script"),
         (["--tokenizer", "bytes"], "reads other tokens than the tokenizer of this run"),
         (["--tokenizer", "{teachers}/classify", "--teacher", "{other}"], "reads other tokens than the tokenizer"),
@@ -205,7 +206,7 @@ def test_what_cannot_be_taught_is_refused(script, rows, teachers, headless, tmp_
     turned.save_pretrained(other)
     places = {"teachers": teachers, "headless": headless, "three": three, "held_out": held_out, "other": other}
     start = ["--teacher", str(teachers / "classify"), "--form", form("encoder"), "--output_dir", str(tmp_path / "run")]
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises((ValueError, FileNotFoundError)) as refused:
         script.main([*rows, *start, *(word.format(**places) for word in arguments)])
     assert sentence in str(refused.value)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
