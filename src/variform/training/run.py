@@ -294,7 +294,8 @@ class Run:
         epochs = f"{state.epoch:.1f}" if state.epoch >= 0.1 else f"{state.epoch:.1g}"
         facts = {"steps": f"{state.global_step:,} of {examples} examples ({epochs} epochs)"}
         if state.num_input_tokens_seen:
-            facts["tokens"] = f"{int(state.num_input_tokens_seen):,}, padding left out"
+            name = "tokens of sources" if trainer.model.config.is_encoder_decoder else "tokens"
+            facts[name] = f"{int(state.num_input_tokens_seen):,}, padding left out"
         if args.world_size > 1:
             facts["processes"] = f"{args.world_size}"
         if self.timer.steps:
