@@ -35,13 +35,33 @@ POINTS = [
     "14:mid_final_save",
 ]
 TWO_PROCESS_POINTS = ["2:mid_forward:SIGKILL@1", "3:before_commit:SIGKILL", "6:mid_optimizer:SIGKILL"]
+# The same places in a run of two processes, whose 8 steps take twice as many rows; the first alone writes models
+POINTS_OF_BOTH = [
+    "2:step_begin",
+    "3:mid_forward",
+    "3:pre_optimizer",
+    "4:during_eval",
+    "6:save_begin",
+    "6:after_model",
+    "6:after_optimizer",
+    "6:before_state",
+    "7:step_end",
+]
+POINTS_OF_THE_FIRST = [
+    "3:mid_model",
+    "3:before_commit",
+    "6:mid_optimizer",
+    "8:mid_rotate",
+    "8:before_commit",
+    "8:mid_final_save",
+]
 
 
 def kill(*points):
     return [f"{point}:SIGKILL" for point in points]
 
 
-def run(folder: Path, jobs: dict[str, dict], timeout: float = 600) -> dict[str, dict]:
+def run(folder: Path, jobs: dict[str, dict], timeout: float = 1800) -> dict[str, dict]:
     """Runs jobs one after another, each in a folder of its name unless it names another one."""
     filled = [{**job, "folder": str(folder / job.get("folder", name))} for name, job in jobs.items()]
     (folder / "jobs.json").write_text(json.dumps(filled))
@@ -219,20 +239,37 @@ def test_every_point_killed_twice(tmp_path, model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["dense", "sparse"])
-def test_every_point_killed_in_two_processes(tmp_path, model):
+def test_every_point_killed_twice_in_either_of_two_processes(tmp_path, model):
     two = {"processes": 2, "model": model}
-    jobs = {point: {**two, "events": [point, point]} for point in TWO_PROCESS_POINTS}
+    second = {"8:mid_rotate": "8:mid_final_save"}  # the last removal there is
+    points = {f"{point}@{process}": (point, process) for point in POINTS_OF_BOTH for process in range(2)}
+    points |= {point: (point, 0) for point in POINTS_OF_THE_FIRST}
+    jobs = {
+        name: {**two, "events": [f"{one}:SIGKILL@{process}" for one in (point, second.get(point, point))]}
+        for name, (point, process) in points.items()
+    }
     results = run(tmp_path, {"whole": two, **jobs})
-    for point in TWO_PROCESS_POINTS:
-        same(results[point], results["whole"])
-        assert killed(results[point]) == 2, point
+    for name, (point, process) in points.items():
+        same(results[name], results["whole"], but_state=point in ("8:mid_rotate", "8:mid_final_save"))
+        assert [start["statuses"][process] for start in results[name]["starts"]] == [-9, -9, 0], name
+        never_without(results[name])
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path):
-    """Twenty runs, each killed at two moments that nobody chose."""
+@pytest.mark.parametrize(("processes", "runs"), [(1, 20), (2, 10)])
+def test_killed_at_random_moments(tmp_path, processes, runs):
+    """Each run is killed at two moments that nobody chose, all its processes at once as a machine that goes down."""
     draw = random.Random(0)
-    jobs = {f"{number}": {"kill_after": [draw.uniform(0.2, 3), draw.uniform(0.2, 3)]} for number in range(20)}
-    results = run(tmp_path, {"whole": {}, **jobs})
-    for name in jobs:
-        same(results[name], results["whole"], but_state="hash" not in results[name]["told"][0])
+    jobs = {}
+    for number in range(runs):
+        # Before each a whole one, to know how long a run takes just then; what precedes the first step is about half
+        jobs[f"{number}, whole"] = {"processes": processes}
+        moments = [draw.uniform(0.4, 0.9) for _ in range(2)]
+        jobs[f"{number}, killed"] = {"processes": processes, "kill_at": moments}
+    results = run(tmp_path, jobs)
+    for result in results.values():
+        same(result, results["0, whole"], but_state="hash" not in result["told"][0])
+        never_without(result)
+    assert sum(killed(result) for result in results.values()) >= runs / 2  # some find a run that has ended
+    left = {tuple(start["whole"]) for result in results.values() for start in result["starts"][:-1]}
+    assert len(left) > 1  # what a run went on from was not always the same

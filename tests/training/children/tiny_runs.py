@@ -6,7 +6,7 @@ Everything is imported once; each start of a run is a fork, one a process of it.
     model       "dense": a decoder; "sparse": an encoder-decoder with experts and a sliding window
     processes   1, or more with gloo
     events      ["STEP:POINT:SIGNAL[@PROCESS]", ...]: each raised once, in this order, over all starts
-    kill_after  seconds after each start at which its processes are killed, one a start
+    kill_at     when the processes of each start are killed, one a start: shares of the time of the newest run let alone
     file_limit  [STEP, BYTES]: from the end of this step on, no file may be larger
     arguments, safety, resume, allow, with_rng: what the run is given
 
@@ -295,11 +295,11 @@ def failed(statuses: list[int]) -> bool:
     return min(statuses) >= 0 and max(statuses) > 0
 
 
-def do(job: dict) -> dict:
-    """Starts a run again and again until it comes to its end, or fails."""
+def do(job: dict, usual: float) -> dict:
+    """Starts a run again and again until it comes to its end, or fails; let alone it would take the usual seconds."""
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    kills, processes = list(job.get("kill_after", [])), range(job.get("processes", 1))
+    kills, processes = [share * usual for share in job.get("kill_at", [])], range(job.get("processes", 1))
     most = 1 + len(job.get("events", [])) + len(kills)
     starts: list[dict] = []
     told: list[dict] = []
@@ -318,7 +318,8 @@ def do(job: dict) -> dict:
                 "output": [(folder / f"output_{number}_{rank}.txt").read_text() for rank in processes],
             }
         )
-        told = [json.loads(path.read_text()) for path in sorted(folder.glob("told_*.json"))]
+        # Who was killed may have told half, or all and then not have ended
+        told = [] if any(statuses) else [json.loads(path.read_text()) for path in sorted(folder.glob("told_*.json"))]
         if told and all(process["finished"] for process in told):
             break
     model = folder / "run" / "model.safetensors"
@@ -331,5 +332,10 @@ def do(job: dict) -> dict:
 
 
 if __name__ == "__main__":
-    jobs = json.loads(Path(sys.argv[1]).read_text())
-    Path(sys.argv[2]).write_text(json.dumps([do(job) for job in jobs]))
+    results: list[dict] = []
+    usual = 0.0
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        results.append(do(job, usual))
+        if len(results[-1]["starts"]) == 1:
+            usual = results[-1]["starts"][0]["seconds"]
+    Path(sys.argv[2]).write_text(json.dumps(results))
