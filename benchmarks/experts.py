@@ -44,6 +44,7 @@ def core_runs(experts: int, per_token: int, inner: int, device: str) -> dict[str
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     fields = {"hidden_size": WIDTH, "hidden_act": "silu", "gated_mlp": True, "mlp_bias": False}
     fields |= {"activation_dropout": 0.0, "num_experts": experts, "moe_intermediate_size": inner}
+    fields |= {"glu_limit": None, "glu_offset": 0.0}
     networks: dict[str, torch.nn.Module] = {
         "dense": FeedForward(SimpleNamespace(**fields, intermediate_size=per_token * inner))
     }

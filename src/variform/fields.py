@@ -5,6 +5,7 @@ EXPERT_CHOICES = (
     "router_type",
     "norm_topk_prob",
     "routed_scaling_factor",
+    "router_bias",
     "n_group",
     "topk_group",
     "router_bias_update_rate",

@@ -24,6 +24,7 @@ PUBLISHED = {
     "bart-base": {hf.AutoModelForSeq2SeqLM: 139_420_416},
     "bert-base": {hf.AutoModel: 109_482_240, hf.AutoModelForMaskedLM: 109_514_298},
     "bigbird-base": {hf.AutoModel: 127_468_800, hf.AutoModelForMaskedLM: 127_520_694},
+    "gpt-oss-20b": {hf.AutoModelForCausalLM: 20_914_757_184},
     "gpt2": {hf.AutoModelForCausalLM: 124_439_808},
     "led-base": {hf.AutoModelForSeq2SeqLM: 161_844_480},
     "llama-smollm2-135m": {hf.AutoModelForCausalLM: 134_515_008},
@@ -128,6 +129,10 @@ def native_qwen3_moe() -> nn.Module:
     return hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(num_hidden_layers=48, head_dim=128))
 
 
+def native_gpt_oss() -> nn.Module:
+    return hf.GptOssForCausalLM(hf.GptOssConfig(num_hidden_layers=24, num_local_experts=32))
+
+
 def native_switch() -> nn.Module:
     config = hf.SwitchTransformersConfig(d_ff=3072, num_sparse_encoder_layers=6, num_sparse_decoder_layers=6)
     return hf.SwitchTransformersForConditionalGeneration(config)
@@ -156,6 +161,7 @@ NATIVE = {
     "bert-base": (lambda: hf.BertForMaskedLM(hf.BertConfig()), "^$"),
     # BigBird's masked language model keeps a pooler that it does not read
     "bigbird-base": (lambda: hf.BigBirdForMaskedLM(hf.BigBirdConfig()), r"\.pooler\."),
+    "gpt-oss-20b": (native_gpt_oss, "^$"),
     "gpt2": (lambda: hf.GPT2LMHeadModel(hf.GPT2Config()), "^$"),
     "led-base": (native_led, "^$"),
     "llama-smollm2-135m": (native_llama, "^$"),

@@ -306,6 +306,21 @@ def olmoe(rng: random.Random) -> dict[str, Any]:
     return fields
 
 
+def gpt_oss(rng: random.Random) -> dict[str, Any]:
+    """With limits that many of the random gates are beyond; its class passes over `hidden_act`."""
+    fields = decoder(rng) | experts(rng) | {"attention_bias": rng.choice([True, False])}
+    if rng.choice([True, False]):
+        fields["rope_parameters"] = {
+            "rope_type": "yarn",
+            "rope_theta": rng.choice([500.0, 150000.0]),
+            "factor": 4.0,
+            "original_max_position_embeddings": fields["max_position_embeddings"] // 2,
+            "truncate": False,
+        }
+    fields |= windows(rng, fields["num_hidden_layers"]) | {"swiglu_limit": rng.choice([0.1, 0.4, 7.0])}
+    return fields | {"num_local_experts": fields.pop("num_experts")}
+
+
 def gemma2(rng: random.Random) -> dict[str, Any]:
     fields = decoder(rng)
     fields["hidden_activation"] = fields.pop("hidden_act")
@@ -396,6 +411,7 @@ def switch_transformers(rng: random.Random) -> dict[str, Any]:
         "router_jitter_noise": 0.0,
         "router_z_loss_coef": rng.choice([0.0, 0.002]),
         "router_aux_loss_coef": rng.choice([0.001, 0.02]),
+        "router_bias": rng.choice([True, False]),
     }
 
 
@@ -487,6 +503,7 @@ DRAW: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "qwen2_moe": qwen2_moe,
     "qwen3_moe": qwen3_moe,
     "olmoe": olmoe,
+    "gpt_oss": gpt_oss,
     "gemma2": gemma2,
     "gemma3_text": gemma3_text,
     "t5": t5,

@@ -1,6 +1,8 @@
 """What cannot be converted is refused, in words that name what stands in the way."""
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,12 +10,13 @@ import torch
 import transformers as hf
 from native_models import config_class, random_config, random_model
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import build, tiny
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import variform
 from variform.conversion import FAMILIES
-from variform.conversion.convert import from_hf, to_hf
+from variform.conversion.convert import convert_folder, from_hf, to_hf
 from variform.conversion.family import LANGUAGE_MODELS
 
 LABELS = "AutoModelForSequenceClassification"
@@ -92,6 +95,7 @@ INEXPRESSIBLE = [
     ("llama", {"attention_sinks": True}, "attention_sinks"),
     ("llama", {"attention_bias": ["q", "k", "v"]}, "attention_bias"),
     ("llama", {"gated_mlp": False}, "gated_mlp"),
+    ("llama", {"glu_limit": 7.0}, "glu_limit"),
     ("llama", GROUPED | {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "rope_parameters"),
     ("llama", {"position_embedding_type": "none"}, "position_embedding_type"),
     ("llama", {"embedding_scale": "sqrt"}, "embedding_scale"),
@@ -118,6 +122,17 @@ INEXPRESSIBLE = [
     ("mixtral", {"expert_capacity_factor": 1.25}, "expert_capacity_factor"),
     ("mixtral", {"gated_mlp": False}, "gated_mlp"),
     ("mixtral", {"mlp_bias": True}, "mlp_bias"),
+    ("mixtral", {"glu_offset": 1.0}, "glu_offset"),
+    ("mixtral", {"router_bias": True}, "router_bias"),
+    ("gpt_oss", {"glu_limit": None}, "glu_limit"),
+    ("gpt_oss", {"glu_offset": 0.0}, "glu_offset"),
+    ("gpt_oss", {"hidden_act": "silu"}, "hidden_act"),
+    ("gpt_oss", {"mlp_bias": False}, "mlp_bias"),
+    ("gpt_oss", {"router_bias": False}, "router_bias"),
+    ("gpt_oss", {"router_type": "sigmoid_bias"}, "router_type"),
+    ("gpt_oss", {"attention_sinks": False}, "attention_sinks"),
+    ("gpt_oss", {"attention_bias": ["q", "k", "v"]}, "attention_bias"),
+    ("gpt_oss", {"attention_patterns": ["sliding_window:4", "sliding_window:3"]}, "attention_patterns"),
     ("qwen3_moe", {"num_shared_experts": 1}, "num_shared_experts"),
     ("qwen3_moe", {"router_type": "sigmoid_bias"}, "router_type"),
     ("qwen3_moe", {"attention_patterns": ["sliding_window:4", "full"]}, "attention_patterns"),
@@ -166,6 +181,7 @@ INEXPRESSIBLE = [
         "decoder.expert_capacity_in_eval",
     ),
     ("switch_transformers", {"encoder.num_experts": 7}, "decoder.num_experts"),
+    ("switch_transformers", {"encoder.router_bias": True, "decoder.router_bias": False}, "decoder.router_bias"),
     ("switch_transformers", {"encoder.num_shared_experts": 1}, "encoder.num_shared_experts"),
     ("t5", {"encoder.attention_bias": True}, "encoder.attention_bias"),
     ("t5", {"decoder.logit_scale": 0.5}, "decoder.logit_scale"),
@@ -237,7 +253,7 @@ FOREIGN = [
     # The native class passes over this field, and ours would not
     ("llama", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "rope_parameters"),
     ("olmoe", {"clip_qkv": 8.0}, "clip_qkv"),
-    ("switch_transformers", {"router_bias": True}, "router_bias"),
+    ("gpt_oss", {"swiglu_alpha": 1.0}, "swiglu_alpha"),
     ("switch_transformers", {"router_dtype": "bfloat16"}, "router_dtype"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
@@ -307,10 +323,67 @@ def test_an_unknown_family_is_refused_with_those_that_are_known():
         from_hf(hf.OPTModel(config))
 
 
+MXFP4 = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+}
+
+
+def pack_experts(folder: Path) -> None:
+    """Gives a folder random experts as gpt-oss was published: blocks of 32 numbers of 4 bits, and a scale each."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": MXFP4}))
+    state = load_file(folder / "model.safetensors")
+    for name in [name for name in state if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = state.pop(name).shape
+        state[f"{name}_blocks"] = torch.randint(256, (experts, outputs, inputs // 32, 16), dtype=torch.uint8)
+        state[f"{name}_scales"] = torch.randint(119, 126, (experts, outputs, inputs // 32), dtype=torch.uint8)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def test_quantised_checkpoints_are_refused_with_a_mend_that_works(tmp_path):
+    """transformers unpacks them into bfloat16."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32}
+    config = hf.GptOssConfig(**random_config("gpt_oss", 0).to_dict() | sizes)
+    random_model(hf.GptOssForCausalLM, config, 0).bfloat16().save_pretrained(tmp_path / "packed")
+    pack_experts(tmp_path / "packed")
+    mend = r"^The checkpoint is quantised \(mxfp4\): load it with `quantization_config=Mxfp4Config\(dequantize=True\)`, and "
+    with pytest.raises(ValueError, match=mend):
+        from_hf(tmp_path / "packed")
+    with pytest.raises(ValueError, match=mend):
+        convert_folder(tmp_path / "packed", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+    unpacked = {"quantization_config": hf.Mxfp4Config(dequantize=True)}
+    native = hf.GptOssForCausalLM.from_pretrained(tmp_path / "packed", experts_implementation="eager", **unpacked)
+    native.save_pretrained(tmp_path / "unpacked", save_original_format=False)
+    convert_folder(tmp_path / "unpacked", tmp_path / "ours")
+    ids = torch.randint(5, 40, (2, 7))
+    ours, expected = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").float(), native.float()(ids).logits
+    torch.testing.assert_close(ours(ids).logits, expected)
+    torch.testing.assert_close(from_hf(native)(ids).logits, expected)
+
+
+def test_a_quantised_checkpoint_that_nothing_unpacks_is_refused(tmp_path):
+    native_model("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    with pytest.raises(ValueError, match=r"quantised \(gptq\): convert the weights that it was quantised from"):
+        from_hf(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config_class", "reason"),
     [
-        (hf.GptOssConfig, "its experts clamp what they multiply, and its router has a bias"),
+        (hf.DeepseekV2Config, "its attention compresses keys and values"),
         (hf.DeepseekV3Config, "its attention compresses keys and values"),
     ],
 )
@@ -410,7 +483,7 @@ def test_a_decoder_made_from_a_config_leaves_as_a_llama():
 def test_a_preset_leaves_as_the_family_it_is_named_after():
     families = {"bert-base": "bert", "longformer-base": "longformer", "bigbird-base": "big_bird", "gpt2": "gpt2"}
     families |= {"mixtral-8x7b": "mixtral", "qwen3-30b-a3b": "qwen3_moe", "olmoe-1b-7b": "olmoe"}
-    families |= {"switch-base-8": "switch_transformers"}
+    families |= {"switch-base-8": "switch_transformers", "gpt-oss-20b": "gpt_oss"}
     for name, model_type in families.items():
         form = variform.load_config(name)
         assert FAMILIES[model_type].write_config(form, language_model(model_type)).model_type == model_type

@@ -21,10 +21,11 @@ from variform.model.pretrained import check_expert_parallelism
 LOSSES = {"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1}
 SPARSE = {**EVEN, **LOSSES, "num_experts": 6, "moe_intermediate_size": 12}
 SHARED = {"num_shared_experts": 2, "shared_expert_gate": True}
+GPT_OSS = {"router_bias": True, "glu_limit": 0.5, "glu_offset": 1.0}
 FORMS = {
     "softmax": (
         AutoModelForCausalLM,
-        tiny("decoder", **{**SPARSE, "num_experts": 16}, **SHARED, mlp_layer_types=["dense", "sparse"]),
+        tiny("decoder", **{**SPARSE, "num_experts": 16}, **SHARED, **GPT_OSS, mlp_layer_types=["dense", "sparse"]),
     ),
     "sigmoid": (AutoModelForCausalLM, tiny("decoder", **SPARSE, router_type="sigmoid_bias", mlp_bias=True)),
     "plain": (

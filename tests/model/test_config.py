@@ -88,9 +88,11 @@ ILLEGAL = [
     ("initializer_range", "0 or more", {"initializer_range": -0.1}),
     *[
         (name, "null to leave it out", {name: value})
-        for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_scale")
+        for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_scale", "glu_limit")
         for value in (0.0, -1)
     ],
+    ("glu_limit", "set `gated_mlp=True`, or leave it None", {"gated_mlp": False, "glu_limit": 7.0}),
+    ("glu_offset", "set `gated_mlp=True`, or leave it 0", {"gated_mlp": False, "glu_offset": 1}),
     ("attention_bias", "'q'", {"attention_bias": ["q", "x"]}),
     ("norm_unit_offset", "norm_type", {"norm_unit_offset": True, "norm_type": "layer_norm"}),
     ("parallel_residual", "norm_placement='pre'", {"parallel_residual": True, "norm_placement": "post"}),

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.testing import assert_close
 from transformers.integrations.moe import batched_mm_experts_forward, grouped_mm_experts_forward
 
+from variform.model import expert_kernel
 from variform.model.expert_kernel import can_fuse, run_fused, sort_by_expert
 from variform.model.moe import Experts
 
@@ -25,12 +26,14 @@ NETWORKS = [
     {"gated_mlp": False, "hidden_act": "gelu"},
     {"mlp_bias": True},
     {"gated_mlp": False, "mlp_bias": True},
+    {"mlp_bias": True, "hidden_act": "quick_gelu", "glu_limit": 0.5, "glu_offset": 1.0},
 ]
 
 
 def make_experts(num_experts: int = 5, **fields) -> Experts:
     config = {"hidden_size": WIDTH, "moe_intermediate_size": INNER, "hidden_act": "silu", "gated_mlp": True}
-    config |= {"mlp_bias": False, "activation_dropout": 0.0, "_experts_implementation": "grouped_mm"}
+    config |= {"glu_limit": None, "glu_offset": 0.0, "mlp_bias": False, "activation_dropout": 0.0}
+    config["_experts_implementation"] = "grouped_mm"
     experts = Experts(SimpleNamespace(num_experts=num_experts, **{**config, **fields}))
     for parameter in experts.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -75,6 +78,16 @@ def test_outputs_and_all_gradients_are_those_of_the_other_implementations(num_to
         output_and_gradients(run_fused, experts, *routed),
         output_and_gradients(REFERENCES[reference], experts, *routed),
     )
+
+
+@pytest.mark.parametrize("network", [one for one in NETWORKS if one.get("gated_mlp", True)], ids="-".join)
+def test_gates_of_large_matrices_are_products_of_their_own(network, monkeypatch):
+    experts, routed = make_experts(**network), route(37, 5, 3)
+    expected = output_and_gradients(run_fused, experts, *routed)
+    one = products(lambda: run_fused(experts, *routed))
+    monkeypatch.setattr(expert_kernel, "SMALL_MATRIX", 0)
+    assert products(lambda: run_fused(experts, *routed)) > one
+    check_equal(output_and_gradients(run_fused, experts, *routed), expected)
 
 
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 4), st.sampled_from(NETWORKS), st.integers(0, 99))

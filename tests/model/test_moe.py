@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from variform.model.feed_forward import FeedForward
 from variform.model.losses import balance_loss, router_z_loss
 from variform.model.moe import MixtureOfExperts, Router, top_k
 
@@ -49,16 +50,25 @@ def one_expert(experts, number: int, row: torch.Tensor) -> torch.Tensor:
         inner = inner + (experts.gate_up_proj_bias if experts.has_gate else experts.up_proj_bias)[number]
     if experts.has_gate:
         gate, up = inner.chunk(2)
-        inner = experts.activation(gate) * up
+        if experts.config.glu_limit is not None:
+            most = torch.tensor(experts.config.glu_limit)
+            gate, up = torch.minimum(gate, most), torch.maximum(torch.minimum(up, most), -most)
+        inner = experts.activation(gate) * (up + experts.config.glu_offset)
     else:
         inner = experts.activation(inner)
     output = experts.down_proj[number] @ inner
     return output + experts.down_proj_bias[number] if experts.has_bias else output
 
 
+def score(mlp: MixtureOfExperts, row: torch.Tensor) -> torch.Tensor:
+    """The logits of one token."""
+    logits = mlp.gate.weight.to(row.dtype) @ row
+    return logits if mlp.gate.bias is None else logits + mlp.gate.bias
+
+
 def choose(mlp: MixtureOfExperts, row: torch.Tensor, config) -> list[tuple[int, float]]:
     """The experts of one token and their weights, as the papers say it."""
-    logits = mlp.gate.weight.double() @ row.double()
+    logits = score(mlp, row.double())
     if config.router_type == "sigmoid_bias":
         scores = logits.sigmoid()
         merits = scores + mlp.gate.e_score_correction_bias.double()
@@ -89,7 +99,7 @@ def by_the_papers(mlp: MixtureOfExperts, hidden: torch.Tensor, is_real: torch.Te
             room = math.ceil(even * config.expert_capacity_factor)
         taken = dict.fromkeys(range(config.num_experts), 0)
         if config.router_type == "expert_choice":
-            scores = torch.stack([(mlp.gate.weight @ hidden[b, t]).softmax(0) for t in real])  # (real, E)
+            scores = torch.stack([score(mlp, hidden[b, t]).softmax(0) for t in real])  # (real, E)
             if config.expert_capacity_factor is None and config.expert_capacity is None:
                 room = math.ceil(len(real) * config.num_experts_per_tok / config.num_experts)
             for e in range(config.num_experts):
@@ -118,8 +128,18 @@ ROUTED = [
     {"router_type": "expert_choice"},
     {"router_type": "expert_choice", "num_experts_per_tok": 1, "expert_capacity_factor": 1.5},
     {"router_type": "expert_choice", "num_experts_per_tok": 4, "expert_capacity_factor": 2.0},
+    {"router_bias": True, "num_experts_per_tok": 2},
+    {"router_bias": True, "router_type": "sigmoid_bias", "num_experts_per_tok": 2},
+    {"router_bias": True, "router_type": "expert_choice"},
 ]
-NETWORKS = [{}, {"gated_mlp": False}, {"mlp_bias": True}, {"gated_mlp": False, "mlp_bias": True, "hidden_act": "gelu"}]
+# The middle one is gpt-oss', with a limit that many entries are beyond
+NETWORKS = [
+    {},
+    {"gated_mlp": False},
+    {"mlp_bias": True, "hidden_act": "quick_gelu", "glu_limit": 0.3, "glu_offset": 1.0},
+    {"mlp_bias": True},
+    {"gated_mlp": False, "mlp_bias": True, "hidden_act": "gelu"},
+]
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: "-".join(network) or "gated")
@@ -174,6 +194,33 @@ def test_implementations_and_layouts_agree_in_outputs_and_gradients(layout, netw
     for tensors in found[1:]:
         for tensor, expected in zip(tensors, found[0]):
             assert_close(tensor, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"glu_limit": 0.3}, {"glu_offset": 1.0}, {"glu_limit": 0.3, "glu_offset": -0.5}])
+def test_a_dense_network_and_an_expert_keep_within_the_same_limits(fields):
+    """Beside the network written out, in which no entry of the limited factors is beyond the limit."""
+    mlp, hidden = block(num_experts=1, num_experts_per_tok=1, norm_topk_prob=False, **fields), states(1, 30, 12)
+    dense = FeedForward(tiny("encoder", **fields))
+    with torch.no_grad():
+        for linear, weight in zip((dense.gate_proj, dense.up_proj), mlp.experts.gate_up_proj[0].chunk(2)):
+            linear.weight.copy_(weight)
+        dense.down_proj.weight.copy_(mlp.experts.down_proj[0])
+    gate, up = dense.gate_proj(hidden), dense.up_proj(hidden)
+    limit = fields.get("glu_limit")
+    if limit is not None:
+        assert (gate > limit).any() and (gate < -limit).any() and (up > limit).any() and (up < -limit).any()
+        gate, up = gate.where(gate < limit, limit), up.where(up.abs() < limit, limit * up.sign())
+    expected = dense.down_proj(F.silu(gate) * (up + fields.get("glu_offset", 0.0)))
+    assert_close(dense(hidden), expected)
+    assert_close(mlp(hidden)[0], expected)
+
+
+def test_a_kernel_that_knows_no_limits_is_refused():
+    """Before it is looked for: it is downloaded where it can run."""
+    mlp = block(glu_limit=7.0)
+    mlp.experts.config._experts_implementation = "sonicmoe"
+    with pytest.raises(ValueError, match=r"'sonicmoe'` .* no `glu_limit` and `glu_offset`; use 'grouped_mm'"):
+        mlp(states(1, 2, 12))
 
 
 @given(

@@ -33,7 +33,7 @@ FORMS = {
     "decoder": tiny("decoder", num_key_value_heads=1, tie_word_embeddings=False),
     "wide heads": tiny("decoder", head_dim=10, attention_sinks=True, qk_norm="head", position_embedding_type="alibi"),
     "causal in a window": tiny("decoder", num_hidden_layers=3, attention_patterns=["sliding_window:4", "full"]),
-    "experts": tiny("decoder", num_experts=4, num_shared_experts=1, shared_expert_gate=True),
+    "experts": tiny("decoder", num_experts=4, num_shared_experts=1, shared_expert_gate=True, router_bias=True),
     "some experts": tiny(
         "encoder",
         num_experts=4,

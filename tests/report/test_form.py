@@ -56,6 +56,8 @@ def test_a_description_with_every_option_fits_the_screen():
         "lm_head_bias": True,
         "final_logit_softcapping": 30.0,
         "layerdrop": 0.1,
+        "glu_limit": 7.0,
+        "glu_offset": 1.0,
     }
     lines = as_text(describe(tiny("encoder_decoder", encoder=stack, decoder=stack, label_smoothing=0.1))).splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 100

@@ -315,7 +315,7 @@ def test_experts_part_and_the_loss_falls(shape, noise):
 def test_the_loss_of_the_first_step_is_the_dense_one_s_but_for_the_routers_part():
     model = original("decoder").train()
     batch = feed(model.config)
-    for choices in ({}, {"router_jitter_noise": 0.1}, {"router_type": "switch"}):
+    for choices in ({}, {"router_jitter_noise": 0.1}, {"router_type": "switch"}, {"router_bias": True}):
         result = upcycle(model, 6, **choices, router_aux_loss_coef=0.0)
         assert result.training
         losses = [one(**batch, labels=batch["input_ids"]).loss for one in (model, result)]

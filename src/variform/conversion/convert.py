@@ -31,7 +31,6 @@ VOCABULARIES = ["vocab*", "merges.txt", "*.model", "*.spm", "tokenizer.json"]
 COPIED = ["preprocessor_config.json", "processor_config.json", "LICENSE*", "NOTICE*", *VOCABULARIES]
 # Families that one may look for, and what no field of ours says of them
 BEYOND = {
-    "gpt_oss": "its experts clamp what they multiply, and its router has a bias",
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "its attention compresses keys and values (MLA)"),
 }
 
@@ -76,6 +75,7 @@ def from_hf(
     else:
         folder = find_folder(model_or_path, **hub)
         config, generation = AutoConfig.from_pretrained(folder), read_generation_config(folder)
+        refuse_quantized(config)
         checkpoint = Checkpoint(folder)
         architecture = saved_architecture(config)
         stored, read = checkpoint.specs, checkpoint.__getitem__
@@ -182,6 +182,7 @@ def plan_folder(
     checkpoint: Checkpoint, config: PreTrainedConfig, to: str | None, auto_class: Any
 ) -> engine.Conversion:
     """How a checkpoint becomes one of the other side."""
+    refuse_quantized(config)
     architecture = saved_architecture(config)
     if config.model_type in AUTO_MAP:
         name = auto_class_of_ours(architecture, config)
@@ -370,6 +371,23 @@ def refuse_wrapped(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"{type(model).__name__} is not a transformers model: hand in the one that it wraps.")
     return model
+
+
+def refuse_quantized(config: PreTrainedConfig) -> None:
+    """Refuses a folder of quantised weights, with what brings them into a floating-point dtype."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return
+    options = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    method = str(getattr(options.get("quant_method"), "value", options.get("quant_method")))
+    mend = "convert the weights that it was quantised from"
+    if method == "mxfp4":
+        # In the original format, transformers saves the unpacked weights under the names of the packed ones
+        mend = (
+            "load it with `quantization_config=Mxfp4Config(dequantize=True)`, and give `from_hf` that model, or save it with "
+            "`save_original_format=False` and convert the folder"
+        )
+    raise ValueError(f"The checkpoint is quantised ({method}): {mend}.")
 
 
 def report_form(form: PreTrainedConfig) -> None:

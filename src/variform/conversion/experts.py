@@ -1,6 +1,6 @@
 """What families with experts have in common: fields of their configs, and rows of their name tables, in memory and on disk."""
 
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
@@ -29,14 +29,18 @@ def rows(form: PreTrainedConfig) -> list[Row]:
 
 
 def matrices(
-    num_experts: int, block: str = BLOCK, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    num_experts: int,
+    block: str = BLOCK,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    kind: Literal["weight", "bias"] = "weight",
 ) -> list[Row]:
     """Rows from one tensor a projection to the matrices of each expert: its gate's, its input's and its output's."""
-    gate, up, down = ([f"{block}.experts.{number}.{name}.weight" for number in range(num_experts)] for name in names)
+    gate, up, down = ([f"{block}.experts.{number}.{name}.{kind}" for number in range(num_experts)] for name in names)
     pairs = tuple(name for pair in zip(gate, up) for name in pair)
+    end = "_bias" if kind == "bias" else ""
     return [
-        Row(f"{BLOCK}.experts.gate_up_proj", pairs, ("unstack_pairs",)),
-        Row(f"{BLOCK}.experts.down_proj", tuple(down), ("unstack",)),
+        Row(f"{BLOCK}.experts.gate_up_proj{end}", pairs, ("unstack_pairs",)),
+        Row(f"{BLOCK}.experts.down_proj{end}", tuple(down), ("unstack",)),
     ]
 
 

@@ -43,6 +43,15 @@ OPERATIONS = {
         lambda tensors, _: [half for matrix in tensors[0] for half in matrix.chunk(2)],
         lambda tensors, _: [torch.stack([torch.cat(pair) for pair in zip(tensors[::2], tensors[1::2])])],
     ),
+    # One tensor of all experts (experts, in, out) is (experts, out, in)
+    "transpose_each": Operation(
+        lambda tensors, _: [t.mT for t in tensors], lambda tensors, _: [t.mT for t in tensors]
+    ),
+    # Of each expert, rows (or entries) that belong to a gate and to what it scales in turn: first all of the one kind
+    "unzip": Operation(
+        lambda tensors, _: [torch.cat((tensors[0][:, ::2], tensors[0][:, 1::2]), dim=1)],
+        lambda tensors, _: [torch.stack(tensors[0].chunk(2, dim=1), dim=2).flatten(1, 2)],
+    ),
     # Their matrices are one tensor of ours
     "stack": Operation(lambda tensors, _: [torch.stack(tensors)], lambda tensors, _: list(tensors[0])),
 }

@@ -168,7 +168,7 @@ def check_choices(config: Any) -> None:
     refuse(config.z_loss_coef < 0, f"`z_loss_coef={config.z_loss_coef}` must be 0 (off) or more.")
     refuse(config.norm_eps <= 0, f"`norm_eps={config.norm_eps}` must be above 0.")
     refuse(config.initializer_range < 0, f"`initializer_range={config.initializer_range}` must be 0 or more.")
-    for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_scale"):
+    for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_scale", "glu_limit"):
         value = getattr(config, name)
         refuse(value is not None and value <= 0, f"`{name}={value}` must be above 0, or null to leave it out.")
     if not isinstance(config.attention_bias, bool):
@@ -204,6 +204,7 @@ def check_combinations(config: Any) -> None:
         f"`skip_first_norm=True` leaves out a norm that `norm_placement={config.norm_placement!r}` does not have.",
     )
     check_streams(config)
+    check_gates(config)
     check_experts(config)
     for entry in config.attention_patterns:
         parse(entry).check(config.is_causal_stack, config.max_position_embeddings, config.num_attention_heads)
@@ -248,6 +249,16 @@ def check_streams(config: Any) -> None:
         f"{streams} gives the language-model head states of {config.output_size}, {config.residual_streams} times as wide as "
         "a layer: set `tie_word_embeddings=False`.",
     )
+
+
+def check_gates(config: Any) -> None:
+    """What is done to the two factors of a gated feed-forward."""
+    for name, off in (("glu_limit", None), ("glu_offset", 0)):
+        value = getattr(config, name)
+        refuse(
+            not config.gated_mlp and value != off,
+            f"`{name}={value}` is for the two factors of a gated feed-forward; set `gated_mlp=True`, or leave it {off}.",
+        )
 
 
 def check_sorting(config: Any) -> None:

@@ -102,21 +102,18 @@ class VariformStackConfig(VariformBaseConfig):
     The fields of one stack of Transformer layers; an encoder and a decoder differ by class, not by field.
 
     Size:
-        vocab_size: number of tokens in the vocabulary.
-        hidden_size: width of the residual stream.
+        vocab_size: number of tokens in the vocabulary. hidden_size: width of the residual stream.
         intermediate_size: inner width of the feed-forward network. Default: 4 x hidden_size, or 8/3 of it rounded up to a
             multiple of 64 when `gated_mlp` (equal parameters).
         num_hidden_layers: number of layers.
         num_hidden_groups: number of distinct sets of layer weights; consecutive layers share one (ALBERT). Default: one each.
-        num_attention_heads: number of query heads.
+        num_attention_heads: number of query heads. head_dim: width of each. Default: hidden_size / num_attention_heads.
         num_key_value_heads: number of key and value heads; divides the query heads (1: multi-query). Default: as many.
-        head_dim: width of one head. Default: hidden_size / num_attention_heads.
         max_position_embeddings: longest sequence, in tokens; a hard limit for `learned` positions only.
     Embeddings:
         embedding_size: width of the token embeddings when narrower than the model (ALBERT). Default: hidden_size.
         embedding_scale: factor on the token embeddings; "sqrt" is the square root of their width.
-        embedding_norm: normalise the sum of the embeddings.
-        type_vocab_size: number of token types (BERT's segments); 0 for none.
+        embedding_norm: normalise the sum of the embeddings. type_vocab_size: number of BERT's segments; 0 for none.
         tie_word_embeddings: the language-model head uses the token embeddings.
     Positions:
         position_embedding_type: none, learned, axial (Reformer: learned, of two small tables), sinusoidal, rope, relative_bias
@@ -155,6 +152,7 @@ class VariformStackConfig(VariformBaseConfig):
             and attends to as well (Transformer-XL); 0 for none. They travel as past_key_values, in place of keys and values.
     Feed-forward:
         hidden_act: any activation of transformers' ACT2FN. gated_mlp: GLU variant. mlp_bias: biases.
+        glu_limit, glu_offset: the gated product is act(min(gate, limit)) * (clamp(up, -limit, limit) + offset) (gpt-oss: 7, 1).
     Experts:
         num_experts: networks among which each token of a sparse layer chooses; 0 for none.
         mlp_layer_types: "dense" or "sparse" for each layer; a shorter list is tiled. Default: all sparse if there are experts.
@@ -164,7 +162,7 @@ class VariformStackConfig(VariformBaseConfig):
         router_type: softmax_topk (Mixtral); switch (one expert, of limited capacity, weighted by its softmax score);
             sigmoid_bias (DeepSeek-V3: a bias for choosing only); expert_choice (each expert takes its best tokens; encoders).
         norm_topk_prob: the weights of a token's experts add up to 1. Default: where it has several.
-        routed_scaling_factor: factor on the weights.
+        routed_scaling_factor: factor on the weights. router_bias: the logits of routers have a bias (gpt-oss).
         n_group, topk_group: sigmoid_bias chooses within the topk_group best of n_group groups of experts.
         router_bias_update_rate: step of that bias towards an even load, after each optimizer step.
         router_jitter_noise: in training, the router (not the experts) reads its input times 1 +- this much.
@@ -178,8 +176,7 @@ class VariformStackConfig(VariformBaseConfig):
         lm_head_transform: dense, activation and norm before the language-model head (BERT). lm_head_bias: a bias a token.
         logit_scale: factor on the logits (T5 v1.0: hidden_size ** -0.5). final_logit_softcapping: Gemma 2.
         classifier_pooling: what stands for a sequence: its first or last real token, or their mean.
-        pooler: dense and activation on the pooled token, in the base model of an encoder (BERT).
-        pooler_act: the pooler's activation (DistilBERT: relu).
+        pooler: dense and activation on the pooled token, in the base model of an encoder (BERT). pooler_act: its activation.
         classifier_transform: dense, activation and norm before each classifier's output (ModernBERT).
         classifier_bias: the output of sequence classification and multiple choice has a bias (Llama: none).
         head_act, head_bias: activation and bias of the dense in both transforms. Default: hidden_act and mlp_bias.
@@ -248,6 +245,8 @@ class VariformStackConfig(VariformBaseConfig):
     hidden_act: str = "silu"
     gated_mlp: bool = True
     mlp_bias: bool = False
+    glu_limit: Number | None = None
+    glu_offset: Number = 0.0
 
     num_experts: int = 0
     mlp_layer_types: list[str] | None = None
@@ -258,6 +257,7 @@ class VariformStackConfig(VariformBaseConfig):
     router_type: RouterType = "softmax_topk"
     norm_topk_prob: bool | None = None
     routed_scaling_factor: Number = 1.0
+    router_bias: bool = False
     n_group: int = 1
     topk_group: int = 1
     router_bias_update_rate: Number = 0.001

@@ -60,7 +60,7 @@ def run_fused(experts: Any, hidden_states: torch.Tensor, chosen: torch.Tensor, w
     """What transformers' "grouped_mm" computes, with nothing of size S x D: `(T, D)`, `(T, k)`, `(T, k)` -> `(T, D)`.
 
     Args:
-        experts: with the attributes that transformers' experts interface names.
+        experts: with the attributes that transformers' experts interface names, and a `multiply` of gates and what they scale.
     """
     if torch.is_autocast_enabled("cpu"):
         hidden_states = hidden_states.to(torch.get_autocast_dtype("cpu"))
@@ -77,7 +77,7 @@ def run_fused(experts: Any, hidden_states: torch.Tensor, chosen: torch.Tensor, w
         bias = bias.repeat_interleave(torch.tensor(sizes), dim=0)
         parts = [part + own for part, own in zip(parts, bias.chunk(len(parts), dim=-1))]
     if num_parts == 2:
-        inner = experts.act_fn(parts[0]) * parts[1]
+        inner = experts.multiply(*parts)
     else:
         inner = experts._apply_gate(parts[0]) if experts.has_gate else experts.act_fn(parts[0])
     weights = weights.to(dtype)

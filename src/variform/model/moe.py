@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from .expert_kernel import can_fuse, run_fused, sort_by_expert
-from .feed_forward import FeedForward
+from .feed_forward import FeedForward, make_trim
 from .losses import balance_loss, is_traced, router_z_loss
 from .norms import make_dropout
 
@@ -48,6 +48,7 @@ class Router(nn.Module):
     def __init__(self, config, is_causal: bool):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(config.num_experts)) if config.router_bias else None
         self.num_experts, self.top_k = config.num_experts, config.num_experts_per_tok
         self.jitter = config.router_jitter_noise
         self.capacity, self.capacity_factor = config.expert_capacity, config.expert_capacity_factor
@@ -61,7 +62,7 @@ class Router(nn.Module):
                 # The router's own copy: the experts see the states as they are (Switch, arXiv:2101.03961, sec. 2.2)
                 noise = torch.empty_like(hidden_states).uniform_(1 - self.jitter, 1 + self.jitter)
                 hidden_states = hidden_states * noise
-            return F.linear(hidden_states, self.weight.float())
+            return F.linear(hidden_states, self.weight.float(), None if self.bias is None else self.bias.float())
 
     def room(self, length: int | torch.Tensor) -> Any:
         """How many tokens an expert takes of a sequence of so many real tokens: a number, or a tensor for a tensor."""
@@ -218,7 +219,8 @@ class Experts(nn.Module):
     "eager" (one expert after the other), or what else is registered there.
 
     Args:
-        config: reads `num_experts hidden_size moe_intermediate_size hidden_act gated_mlp mlp_bias activation_dropout`.
+        config: reads `num_experts hidden_size moe_intermediate_size hidden_act gated_mlp glu_limit glu_offset mlp_bias
+            activation_dropout`.
     """
 
     is_transposed, is_concatenated, has_post_expert_norm = False, True, False
@@ -236,6 +238,7 @@ class Experts(nn.Module):
             self.register_parameter(f"{into}_bias", nn.Parameter(torch.empty(self.num_experts, into_size)))
             self.down_proj_bias = nn.Parameter(torch.empty(self.num_experts, outer))
         self.activation = ACT2FN[config.hidden_act]
+        self.trim = make_trim(config)
         self.dropout = make_dropout(config.activation_dropout)
         self._is_expert_parallel = False  # set by transformers' plan
 
@@ -245,12 +248,23 @@ class Experts(nn.Module):
 
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         """`(rows, 2 x moe_intermediate_size)` -> half as wide; named as the interface calls it."""
-        gate, up = gate_up.chunk(2, dim=-1)
+        return self.multiply(*gate_up.chunk(2, dim=-1))
+
+    def multiply(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """`(rows, moe_intermediate_size)` twice -> as wide."""
+        if self.trim is not None:
+            gate, up = self.trim(gate, up)
         return self.act_fn(gate) * up
 
     def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """`(T, hidden_size)`, and the experts and weights `(T, k)` of each token -> `(T, hidden_size)`."""
-        run = ALL_EXPERTS_FUNCTIONS.get_interface(self.config._experts_implementation, Experts.run_eagerly)
+        name = self.config._experts_implementation
+        if name == "sonicmoe" and self.trim is not None:
+            raise ValueError(
+                "`experts_implementation='sonicmoe'` multiplies gates in a kernel of its own, which knows no `glu_limit` and "
+                "`glu_offset`; use 'grouped_mm'."
+            )
+        run = ALL_EXPERTS_FUNCTIONS.get_interface(name, Experts.run_eagerly)
         if run is grouped_mm_experts_forward and can_fuse(self, hidden_states):
             run = run_fused
         elif is_quantized(self.down_proj):

@@ -157,6 +157,8 @@ class VariformPreTrainedModel(PreTrainedModel):
             init.normal_(module.v, mean=0.0, std=std)
         elif isinstance(module, Router):
             init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
             if isinstance(module, BiasedTokensChoose):
                 init.zeros_(module.e_score_correction_bias)
         elif isinstance(module, Experts):

@@ -180,7 +180,7 @@ def experts(config: Any) -> Part:
     )
     stored = total(feed_forward(config, inner_size), times=number)
     stored = total(stored, Part((activations - number) * learned, activations * learned))
-    parts = [linear(config.hidden_size, number)]
+    parts = [linear(config.hidden_size, number, config.router_bias)]
     idle = stored.parameters * (number - used) // number
     parts.append(Part(stored.parameters, stored.weights * used // number, idle))
     if config.num_shared_experts:

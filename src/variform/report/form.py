@@ -268,8 +268,17 @@ def feed_forward(config: PreTrainedConfig) -> str:
         return ""
     return joined(
         f"{'gated ' if config.gated_mlp else ''}{config.hidden_act}, {config.intermediate_size:,} wide",
+        trim(config),
         config.mlp_bias and "biases",
         sparse and f"in {config.num_hidden_layers - sparse} of {config.num_hidden_layers} layers",
+    )
+
+
+def trim(config: PreTrainedConfig) -> str:
+    """What is done to the two factors of a gated product."""
+    return joined(
+        config.glu_limit is not None and f"factors up to {config.glu_limit:g}",
+        config.glu_offset != 0 and f"the second plus {config.glu_offset:g}",
     )
 
 
@@ -285,6 +294,7 @@ def experts(config: PreTrainedConfig) -> str:
     return joined(
         f"{config.num_experts:,}, {'gated ' if config.gated_mlp else ''}{config.hidden_act}, "
         f"{config.moe_intermediate_size:,} wide" + (", biases" if config.mlp_bias else ""),
+        trim(config),
         sparse < config.num_hidden_layers and f"in {sparse} of {config.num_hidden_layers} layers",
         {
             "softmax_topk": f"{config.num_experts_per_tok:,} a token, by softmax",
@@ -292,6 +302,7 @@ def experts(config: PreTrainedConfig) -> str:
             "sigmoid_bias": f"{config.num_experts_per_tok:,} a token, by sigmoid and a bias that evens the load",
             "expert_choice": each_takes,
         }[config.router_type],
+        config.router_bias and "the router has a bias",
         several and config.norm_topk_prob and "weights add up to 1",
         config.routed_scaling_factor != 1 and f"times {config.routed_scaling_factor:g}",
         config.n_group > 1 and f"from the {config.topk_group} best of {config.n_group} groups",

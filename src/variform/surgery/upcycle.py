@@ -91,7 +91,7 @@ def upcycle(
         seed: of the routers and the noise.
         is_exact: refuse what cannot start as the original. False allows it, and the statement tells what differs.
         return_statement: return what is preserved and what is not, instead of logging it.
-        choices: `router_type norm_topk_prob routed_scaling_factor n_group topk_group router_bias_update_rate
+        choices: `router_type norm_topk_prob routed_scaling_factor router_bias n_group topk_group router_bias_update_rate
             router_jitter_noise expert_capacity_factor expert_capacity expert_capacity_in_eval experts_layout
             router_aux_loss_coef router_z_loss_coef`, as in the config. Default: as there, but without a limit of tokens for
             "switch", and with the `routed_scaling_factor` that leaves all weights as they are; another one is made up for in
@@ -330,6 +330,8 @@ def plan_experts(
                 parts[f"{name}.experts.{fused}"] = Part(tuple(sources[inner] for inner in inners), make)
         rows = partial(networks.router, next(iter(dense.values())))
         parts[f"{name}.gate.weight"] = Part((), rows)
+        if block.gate.bias is not None:
+            parts[f"{name}.gate.bias"] = Part((), partial(next(iter(dense.values())).new_zeros, count))
         for inner, buffer in block.gate.named_buffers():
             parts[f"{name}.gate.{inner}"] = Part((), partial(torch.zeros_like, buffer))
     return parts

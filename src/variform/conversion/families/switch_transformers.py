@@ -41,6 +41,7 @@ def read(foreign) -> dict[str, Any]:
         "num_experts": foreign.num_experts,
         "expert_capacity": foreign.expert_capacity,
         "router_jitter_noise": foreign.router_jitter_noise,
+        "router_bias": foreign.router_bias,
     }
     for side in STACKS:
         of_layers = types(getattr(foreign, LAYERS[side]), getattr(foreign, f"{side}_sparse_step"))
@@ -63,7 +64,8 @@ def write(form) -> dict[str, Any]:
         }
     sparse = next((stack for stack in (form.encoder, form.decoder) if stack.num_experts), None)
     if sparse is not None:
-        values |= {"num_experts": sparse.num_experts, "router_jitter_noise": float(sparse.router_jitter_noise)}
+        values |= {"num_experts": sparse.num_experts, "router_bias": sparse.router_bias}
+        values |= {"router_jitter_noise": float(sparse.router_jitter_noise)}
         # What is limited by a share of the text is refused when it is compared
         values |= {} if sparse.expert_capacity is None else {"expert_capacity": sparse.expert_capacity}
     return values
@@ -81,7 +83,7 @@ def rows(form) -> list[Row]:
     for side, index in (("encoder", 1), ("decoder", 2)):
         stack = getattr(form, side)
         block, ours = f"{side}.block.{{i}}.layer.{index}.mlp", f"{side}.layers.{{i}}.mlp"
-        table.append(Row(f"{block}.router.classifier.weight", f"{ours}.gate.weight"))
+        table.append(Row(f"{block}.router.classifier.{{p}}", f"{ours}.gate.{{p}}"))
         for theirs, name in (("wi", "up_proj"), ("wo", "down_proj")):
             experts = [f"{block}.experts.expert_{number}.{theirs}.weight" for number in range(stack.num_experts)]
             if stack.experts_layout == "modulelist":
@@ -117,6 +119,7 @@ FAMILY = replace(
             "num_experts",
             "expert_capacity",
             "router_jitter_noise",
+            "router_bias",
         ]
     ),
     rows=rows,
