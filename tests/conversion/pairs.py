@@ -226,7 +226,10 @@ def result_of(output: Any, auto_class: str) -> torch.Tensor:
 
 def yardstick(name: str, case: Case) -> str:
     """Whose gradient to measure a gradient by: its own, but for a bias that shifts all alike that a softmax compares (keys,
-    choices, positions of an answer), whose gradient is rounding."""
+    choices, positions of an answer), whose gradient is rounding, and for a router's, where the shares of tokens cancel: of
+    two experts, to a thousandth of the weight's gradient."""
+    if name.endswith("mlp.gate.bias"):
+        return name.replace("bias", "weight")
     if name.endswith(("k_proj.bias", "k_proj_global.bias")):
         return name.replace("k_proj", "q_proj")
     if case.auto_class in (QUESTIONS, CHOICES) and not name.startswith("model."):

@@ -93,6 +93,15 @@ def compiled_generation(model, given, **options) -> torch.Tensor:
 
 DECODERS = {
     "rope_window": {"attention_patterns": ["sliding_window:4", "full"], "num_key_value_heads": 1},
+    "gpt_oss": {
+        "attention_patterns": ["sliding_window:4", "full"],
+        "attention_sinks": True,
+        "num_experts": 4,
+        "router_bias": True,
+        "mlp_bias": True,
+        "glu_limit": 0.5,
+        "glu_offset": 1.0,
+    },
     "learned": {"position_embedding_type": "learned"},
     "alibi": {"position_embedding_type": "alibi"},
     "transformer_xl": {
