@@ -2,5 +2,5 @@
 
 import os
 
-if "CONFORMANCE" not in os.environ:
+if "SUITE_TESTS" not in os.environ:
     collect_ignore_glob = ["test_conformance.py", "standins"]

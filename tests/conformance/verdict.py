@@ -1,4 +1,4 @@
-"""A pytest plugin that judges a run of the forms by the run of the reference.
+"""A pytest plugin that judges a run of the forms by the run of the reference: models of the library whose tests they are.
 
 A skip can hide a weaker model: many of the tests skip where a flag is missing. So a form is accepted when it fails in
 nothing and skips nothing that the reference passes, not when pytest is content.
@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,32 +68,43 @@ def judge(outcomes: Outcomes, reference: Outcomes, whole: bool) -> list[str]:
 
 def table(outcomes: Outcomes, reference: Outcomes) -> list[str]:
     """Counts a form beside its reference."""
-    lines = [f"{'shape':<16}{'form':<28}{'passed':>8}{'skipped':>9}{'failed':>8}"]
+    lines = [f"{'shape':<28}{'form':<54}{'passed':>8}{'skipped':>9}{'failed':>8}"]
     for name, tests in sorted([*outcomes.items(), *reference.items()], key=lambda item: item[0]):
         shape, _, form = name.partition("__")
         counts = Counter(map(kind, tests.values()))
         form += " (reference)" if name in reference else ""
-        lines.append(f"{shape:<16}{form:<28}{counts['passed']:>8}{counts['skipped']:>9}{counts['failed']:>8}")
+        lines.append(f"{shape:<28}{form:<54}{counts['passed']:>8}{counts['skipped']:>9}{counts['failed']:>8}")
     return lines
 
 
 class Verdict:
-    """Collects outcomes in the process that reports them, then records or judges them."""
+    """Collects outcomes in the process that reports them, then records or judges them.
 
-    def __init__(self, config: pytest.Config):
+    Args:
+        package: whose tests they are.
+    """
+
+    def __init__(self, config: pytest.Config, package: str):
         self.config = config
+        self.package = package
+        self.reference_path = Path(os.environ["SUITE_REFERENCE"])
+        self.records = os.environ["SUITE"] == "reference"
+        self.reference = {} if self.records else self.read_reference()
         self.outcomes: Outcomes = {}
         self.uncollected: list[str] = []
-        self.against: list[str] | None = None  # until the whole run can be judged
-        self.reference_path = Path(os.environ["CONFORMANCE_REFERENCE"])
-        self.records = os.environ["CONFORMANCE"] == "reference"
+        self.against: list[str] | None = None  # until the run can be judged
+
+    def place_of(self, nodeid: str) -> tuple[str, str]:
+        """The name in `outcomes` of what ran a test, and that of the test."""
+        name, test = nodeid.partition("@")[0].split("::")[-2:]  # "@" and the group that xdist ran it in
+        return name, test
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         outcome = outcome_of(report)
         if outcome is None:
             return
-        name, test = report.nodeid.partition("@")[0].split("::")[-2:]  # "@" and the group that xdist ran it in
+        name, test = self.place_of(report.nodeid)
         tests = self.outcomes.setdefault(name, {})
         # A test with sub-tests reports each of them: the worst one counts
         tests[test] = min(outcome, tests.get(test, outcome), key=lambda each: WORST_FIRST.index(kind(each)))
@@ -104,35 +116,52 @@ class Verdict:
 
     @pytest.hookimpl
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        ended = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if session.exitstatus not in ended:
             return
-        whole = not (self.config.option.keyword or any("::" in argument for argument in self.config.args))
-        if not self.records:
-            self.against = self.uncollected + judge(self.outcomes, read_reference(self.reference_path), whole)
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED if self.against else pytest.ExitCode.OK
-        elif whole:
-            write_reference(self.reference_path, self.outcomes)
+        is_whole = not (self.config.option.keyword or any("::" in argument for argument in self.config.args))
+        if self.records:
+            if is_whole and not self.uncollected:
+                self.write_reference()
+            return
+        self.against = self.uncollected + judge(self.outcomes, self.reference, is_whole)
+        if not self.outcomes:
+            self.against.append("nothing ran")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED if self.against else pytest.ExitCode.OK
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        terminalreporter.section("conformance")
-        reference = {} if self.records else read_reference(self.reference_path)
-        for line in table(self.outcomes, reference):
+        terminalreporter.section(f"the tests of {self.package}")
+        for line in table(self.outcomes, self.reference):
             terminalreporter.line(line)
         for line in self.against or []:
             terminalreporter.line(f"REJECTED {line}")
         if self.against == []:
-            terminalreporter.line("accepted: no failure, and no skip that the reference does not have")
+            terminalreporter.line("accepted: no failure, and no skip that the library's own models do not have")
 
+    def write_reference(self) -> None:
+        outcomes = {name: dict(sorted(tests.items())) for name, tests in sorted(self.outcomes.items())}
+        record = {self.package: metadata.version(self.package), "outcomes": self.pack(outcomes)}
+        self.reference_path.write_text(json.dumps(record, indent=1) + "\n")
 
-def write_reference(path: Path, outcomes: Outcomes) -> None:
-    tests = {name: dict(sorted(outcomes[name].items())) for name in sorted(outcomes)}
-    record = {"transformers": metadata.version("transformers"), "outcomes": tests}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    def read_reference(self) -> Outcomes:
+        """The outcomes that `write_reference` recorded.
 
+        Raises ValueError: if they are of another version of the package, whose tests may differ.
+        """
+        record = json.loads(self.reference_path.read_text())
+        installed = metadata.version(self.package)
+        if record[self.package] != installed:
+            raise ValueError(f"{self.reference_path} is of {self.package} {record[self.package]}, not of {installed}.")
+        return self.unpack(record["outcomes"])
 
-def read_reference(path: Path) -> Outcomes:
-    return json.loads(path.read_text())["outcomes"]
+    def pack(self, outcomes: Outcomes) -> Any:
+        """Outcomes as the reference's file holds them."""
+        return outcomes
+
+    def unpack(self, packed: Any) -> Outcomes:
+        """What `pack` packed."""
+        return packed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -144,4 +173,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # xdist's workers only run, the first process reports
-        config.pluginmanager.register(Verdict(config))
+        config.pluginmanager.register(Verdict(config, "transformers"))

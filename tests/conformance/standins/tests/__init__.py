@@ -2,4 +2,4 @@
 
 import os
 
-__path__.append(os.path.join(os.environ["CONFORMANCE_SUITE"], "tests"))
+__path__.append(os.path.join(os.environ["SUITE_TESTS"], "tests"))
