@@ -35,7 +35,7 @@ env: $(VENV)/.installed-test  ## make the environment for everything below
 test: $(VENV)/.installed-test  ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
-slow: $(VENV)/.installed-test  ## run the tests that take long: every kill point, random moments, random files
+slow: $(VENV)/.installed-test  ## run the tests that take long, 15 core-minutes: every kill point, random moments, random forms and files
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lowest: $(VENV)-lowest/.installed  ## run the contract tests with the oldest transformers, PEFT and accelerate
