@@ -32,7 +32,7 @@ demo: $(VENV)/.installed-demo  ## train on CMUdict for five minutes, judge, publ
 
 env: $(VENV)/.installed-test  ## make the environment for everything below
 
-test: $(VENV)/.installed-test  ## run all tests
+test: $(VENV)/.installed-test  ## run all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 slow: $(VENV)/.installed-test  ## run the tests that take long, 15 core-minutes: every kill point, random moments, random forms and files
