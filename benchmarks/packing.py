@@ -1,6 +1,6 @@
 """Packed documents beside padded ones: training steps over the same documents with the same weights.
 
-    python benchmarks/packing.py [--shapes decoder encoder_decoder] [--rounds 9]
+    python benchmarks/packing.py [--shapes decoder encoder_decoder] [--padding 0.54 0.72] [--rounds 9]
 
 Padded batches run on transformers' own class (Llama, BART; sdpa), converted from our model, and on our model, which skips
 padding in attention. Nothing is timed before their losses and gradients agree. Exits with 1 if packing is not faster than the
@@ -159,11 +159,14 @@ def main() -> int:
     parser.add_argument(
         "--shapes", nargs="+", choices=["decoder", "encoder_decoder"], default=["decoder", "encoder_decoder"]
     )
+    parser.add_argument(
+        "--padding", nargs="+", type=float, choices=list(SETTINGS), default=list(SETTINGS), help="shares of the slots"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each contestant")
     options = parser.parse_args()
     rows = []
     for shape in options.shapes:
-        for padding in SETTINGS:
+        for padding in options.padding:
             rows += measure(shape, padding, options.rounds)
             print(rows[-1], file=sys.stderr, flush=True)
     print(header(), table(rows), sep="\n\n")
