@@ -20,6 +20,7 @@ SCRIPTS = {
     "distilled_sentiment": "distill",
     "g2p": "seq2seq",
     "long_text": "causal_lm",
+    "minilm_reviews": "masked_lm",
     "preferences": "dpo",
     "pronunciation": "seq2seq",
     "pronunciation_experts": "seq2seq",
