@@ -15,7 +15,8 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding,
 
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.arguments import DataArguments
+from variform.training.data.splits import facts, load_data
 from variform.training.data.tokenizing import best_answers, tokenize_questions
 from variform.training.evaluation.baselines import frequent_name_answers
 from variform.training.evaluation.metrics import load_metric

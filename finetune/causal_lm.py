@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from variform.hub.cards import Figure
 from variform.report.costs import count_costs
 from variform.training.arguments import parse_recipe
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.arguments import DataArguments
 from variform.training.data.packing import PackedDataset, PackedOrPlain, PackingCollator
+from variform.training.data.splits import facts, load_data
 from variform.training.data.tokenizing import tokenize_documents
 from variform.training.data.windows import BitsPerByte, TokenWindows, count_surprise, encode, pad_causal
 from variform.training.evaluation.compression import compress

@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.arguments import DataArguments
+from variform.training.data.splits import facts, load_data
 from variform.training.data.tokenizing import tokenize_classes
 from variform.training.evaluation.baselines import majority_accuracy, tfidf_accuracy
 from variform.training.evaluation.scores import class_scores

@@ -32,9 +32,10 @@ from variform.conversion.convert import find_folder
 from variform.hub.cards import Figure
 from variform.hub.paths import model_name
 from variform.training.arguments import parse_recipe
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.arguments import DataArguments
 from variform.training.data.masking import MaskingCollator, count_hits, mask_once, masked_scores
 from variform.training.data.span_corruption import SetEpoch
+from variform.training.data.splits import facts, load_data
 from variform.training.data.tokenizing import tokenize_classes, tokenize_documents, tokenize_masked
 from variform.training.data.windows import count_surprise, pad_causal, token_perplexity
 from variform.training.distillation import DistillationTrainer, with_labels_of

@@ -21,7 +21,8 @@ from trl import DPOConfig, DPOTrainer
 
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.arguments import DataArguments
+from variform.training.data.splits import facts, load_data
 from variform.training.lora import LoraArguments
 from variform.training.models import build_model, check_length, load_tokenizer
 from variform.training.options import ModelArguments, RunArguments

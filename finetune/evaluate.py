@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from variform.training.arguments import parse_recipe
 from variform.training.checkpoints import check_place
-from variform.training.data import facts
+from variform.training.data.splits import facts
 from variform.training.data.windows import TokenWindows, encode, measure
 from variform.training.evaluation.baselines import majority_accuracy
 from variform.training.evaluation.compression import compress

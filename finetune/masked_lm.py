@@ -13,9 +13,10 @@ from transformers import AutoModelForMaskedLM, TrainingArguments
 
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.arguments import DataArguments
 from variform.training.data.masking import MaskingCollator, count_hits, mask_once, masked_scores
 from variform.training.data.span_corruption import SetEpoch
+from variform.training.data.splits import facts, load_data
 from variform.training.data.tokenizing import tokenize_masked
 from variform.training.lora import LoraArguments
 from variform.training.models import build_model, check_length, load_tokenizer

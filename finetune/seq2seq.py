@@ -21,10 +21,11 @@ from transformers import (
 
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.arguments import DataArguments
 from variform.training.data.masking import masked_scores
 from variform.training.data.packing import PackedDataset, PackedOrPlain, PackingCollator
 from variform.training.data.span_corruption import SetEpoch, SpanCorruption
+from variform.training.data.splits import facts, load_data
 from variform.training.data.tokenizing import tokenize_documents, tokenize_pairs
 from variform.training.evaluation.baselines import copy_source, lead_words
 from variform.training.evaluation.scores import SCORES, TextScores, count_answers

@@ -18,7 +18,8 @@ from transformers import (
 
 from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.arguments import DataArguments
+from variform.training.data.splits import facts, load_data
 from variform.training.data.tokenizing import tokenize_words
 from variform.training.evaluation.baselines import frequent_tag_accuracy
 from variform.training.evaluation.metrics import load_metric

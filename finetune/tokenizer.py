@@ -20,7 +20,8 @@ from transformers import AutoTokenizer
 
 from variform.training.arguments import parse_recipe
 from variform.training.checkpoints import check_place
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.arguments import DataArguments
+from variform.training.data.splits import facts, load_data
 from variform.training.run import run_script
 from variform.training.tokenizer import Frame, train_tokenizer
 

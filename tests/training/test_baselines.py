@@ -3,8 +3,9 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from variform.training.data import DataArguments, load_data
+from variform.training.data.arguments import DataArguments
 from variform.training.data.sources import SOURCES
+from variform.training.data.splits import load_data
 from variform.training.evaluation.baselines import (
     copy_source,
     frequent_name_answers,

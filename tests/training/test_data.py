@@ -9,7 +9,9 @@ import datasets
 import pytest
 from transformers import HfArgumentParser
 
-from variform.training.data import DataArguments, facts, files, load_data
+from variform.training.data import files
+from variform.training.data.arguments import DataArguments
+from variform.training.data.splits import facts, load_data
 
 
 @pytest.fixture(autouse=True)

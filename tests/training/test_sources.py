@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from variform.training.data import DataArguments, facts, load_data
+from variform.training.data.arguments import DataArguments
 from variform.training.data.sources import SOURCES, base, brown, cloze_questions, package_descriptions, preferences
 from variform.training.data.sources.package_descriptions import Descriptions, read_descriptions, read_source_names
+from variform.training.data.splits import facts, load_data
 
 STANZAS = """\
 Package: {0}

@@ -14,8 +14,9 @@ from transformers.utils.logging import disable_progress_bar
 from ..conversion.convert import family_of, find_folder
 from ..conversion.trust import check_remote_code
 from ..model.configuration_variform import AUTO_MAP
-from .data import DataArguments, load_data
+from .data.arguments import DataArguments
 from .data.loading import PLACE, BadRows, load_files
+from .data.splits import load_data
 from .lora import CONFIG_FILE
 from .merging import load_adapted
 from .models import check_vocabulary, load_model, load_tokenizer, split_gguf
