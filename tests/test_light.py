@@ -38,7 +38,8 @@ def test_published_forms_read_the_same(name, tmp_path):
     real = variform.load_config(name)
     real.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    if name in ("bigbird-base", "longformer-base", "led-base"):  # their pairs are counted one by one
+    # The pairs of three are counted one by one; the scaled rotation of one is for transformers to check
+    if name in ("bigbird-base", "longformer-base", "led-base", "gpt-oss-20b"):
         with pytest.raises(NeedsTorch):
             describe_lightly(saved)
     else:

@@ -16,9 +16,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Those of the test run are back in place afterwards."""
+    """Those of a process in the foreground; those of the test run are back in place afterwards."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield before
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests in the background
+    yield {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         signal.signal(number, handler)
 
