@@ -157,7 +157,7 @@ def go_on(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, task: TextAr
     batch = tokenizer(task.prompts, padding=True, return_tensors="pt").to(model.device)
     answers = tokenizer.batch_decode(model.eval().generate(**batch), skip_special_tokens=True)
     for answer in answers:
-        run.console.print(f"\n{answer}\n", markup=False)
+        run.console.print(f"\n{answer}\n")
     # What a new process writes is as long as the saved config says, which a run that is only judged again may not be told
     if not hasattr(model, "peft_config") and saved_length(run.folder) == task.max_new_tokens:
         prove_reload(run.folder, task.prompts, answers, console=run.console, auto_class="AutoModelForCausalLM")

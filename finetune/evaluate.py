@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     if task.task == "classify" and not task.lm_eval and not (source.dataset or source.train_files):
         raise ValueError("`task=classify` takes its examples from data to train on: give `dataset` or `train_files`.")
     check_place(task.output_dir)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     model, tokenizer = load_for_use(start)
     if task.lm_eval:
         shots = task.few_shot[0] if task.few_shot else None

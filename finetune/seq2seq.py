@@ -232,7 +232,7 @@ def answer(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, task: TextT
     batch = tokenizer(texts, padding=True, return_tensors="pt").to(model.device)
     answers = tokenizer.batch_decode(model.eval().generate(**batch), skip_special_tokens=True)
     for text, said in zip(task.prompts, answers):
-        run.console.print(f"  {text:20} {said}", markup=False)
+        run.console.print(f"  {text:20} {said}")
     if not hasattr(model, "peft_config"):
         prove_reload(run.folder, texts, answers, console=run.console)
 

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"`output_dir={folder}` is not empty: a tokenizer there would be overwritten; name a new folder."
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     data = load_data(source, needs=tuple(task.text_columns))
     for what, fact in facts(data).items():
         console.print(f"{what[0].upper()}{what[1:]}: {fact}.")

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     # rich takes a pipe or a file to be 80 columns wide
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
+    console = Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
     try:
         if options.needs_family:
             from .registration import register

@@ -45,8 +45,8 @@ def run_doctor(options: argparse.Namespace, console: Console) -> int:
 
     def say(finding: Finding) -> None:
         style = {"ok": "green", "note": "yellow", "wrong": "bold red"}[finding.verdict]
-        console.print(f"[{style}]{finding.verdict:5}[/] {finding.about}: ", end="")
-        console.print(finding.words, markup=False)
+        console.print(f"[{style}]{finding.verdict:5}[/] {finding.about}: ", end="", markup=True)
+        console.print(finding.words)
         verdicts.append(finding.verdict)
 
     for finding in look_at_environment():

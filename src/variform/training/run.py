@@ -138,7 +138,7 @@ class Run:
         self.base_name = next((part.model for part in others if isinstance(part, ModelArguments)), None)
         self.folder = Path(str(training.output_dir))
         self.command = [*launcher(training.world_size), f"finetune/{Path(script).name}", *argv]
-        self.console = Console(quiet=training.process_index > 0, highlight=False, soft_wrap=True)
+        self.console = Console(quiet=training.process_index > 0, markup=False, highlight=False, soft_wrap=True)
         if options.minutes:  # the clock ends the training
             training.max_steps, training.num_train_epochs = -1, 1_000_000
         training.include_num_input_tokens_seen = "non_padding" if counts_tokens else "no"

@@ -70,7 +70,7 @@ def sweep(
         raise ValueError("`sweep` needs `form`: it compares new models.")
     choices = grid(options.sweep, {name for part in parts for name in fields_of(part)}, start.set)
     folder = Path(str(training.output_dir))
-    console = Console(highlight=False, soft_wrap=True, quiet=training.process_index > 0)
+    console = Console(markup=False, highlight=False, soft_wrap=True, quiet=training.process_index > 0)
     costs = []
     for choice in choices:
         given = parse_recipe([type(part) for part in parts], [*argv, *choice.flags])
