@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 EXAMPLES = """\
 examples:
@@ -45,8 +46,7 @@ def run_doctor(options: argparse.Namespace, console: Console) -> int:
 
     def say(finding: Finding) -> None:
         style = {"ok": "green", "note": "yellow", "wrong": "bold red"}[finding.verdict]
-        console.print(f"[{style}]{finding.verdict:5}[/] {finding.about}: ", end="", markup=True)
-        console.print(finding.words)
+        console.print(Text(f"{finding.verdict:5}", style), f"{finding.about}: {finding.words}")
         verdicts.append(finding.verdict)
 
     for finding in look_at_environment():
