@@ -24,6 +24,7 @@ from variform.training.tokenizer import train_tokenizer
 
 STACK = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 ENCODER = {"model_type": "variform_encoder", **STACK}
+PAIR = {"model_type": "variform_encoder_decoder", "encoder": STACK, "decoder": STACK}
 BERT = BertConfig(vocab_size=300, **STACK, max_position_embeddings=32)
 
 
@@ -121,6 +122,26 @@ def test_a_teacher_has_its_head_or_is_refused(tokenizer, tmp_path, is_native):
         load_teacher(str(tmp_path / "body"), AutoModelForSequenceClassification)
 
 
+@pytest.mark.parametrize("on_meta", [False, True])
+def test_what_only_training_reads_of_a_trained_model_can_be_set(tokenizer, tmp_path, on_meta):
+    BertForMaskedLM(BERT).save_pretrained(tmp_path / "theirs")
+    build_model(options(form=PAIR), AutoModelForSeq2SeqLM, tokenizer).save_pretrained(tmp_path / "ours")
+    changes = ["hidden_dropout=0.25", "label_smoothing=0.1"]
+    for folder, auto_class in (("theirs", AutoModelForMaskedLM), ("ours", AutoModelForSeq2SeqLM)):
+        given = {"model": str(tmp_path / folder)}
+        plain = build_model(options(**given), auto_class, tokenizer)
+        changed = build_model(options(**given, set=changes), auto_class, tokenizer, on_meta=on_meta)
+        assert changed.config.label_smoothing == 0.1
+        rates = {module.p for module in changed.modules() if isinstance(module, torch.nn.Dropout)}
+        assert 0.25 in rates
+        if not on_meta:
+            torch.testing.assert_close(dict(changed.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
+        if folder == "ours":
+            assert [changed.config.encoder.hidden_dropout, changed.config.decoder.hidden_dropout] == [0.25, 0.25]
+    with pytest.raises(ValueError, match=r"`hidden_dropout=2` is a probability"):
+        build_model(options(**given, set=["hidden_dropout=2"]), auto_class, tokenizer, on_meta=on_meta)
+
+
 def test_a_decoder_of_another_family_takes_adapters(tokenizer, tmp_path):
     LlamaForCausalLM(LlamaConfig(vocab_size=300, **STACK)).save_pretrained(tmp_path)
     model = build_model(
@@ -160,7 +181,11 @@ def test_a_body_that_lacks_weights_is_refused_unless_that_is_allowed(tokenizer, 
             AutoModelForMaskedLM,
             "has no stacks; write `hidden_size`",
         ),
-        ({"model": "x", "set": ["hidden_size=8"]}, AutoModelForMaskedLM, "`set` changes a new model's form"),
+        (
+            {"model": "x", "set": ["hidden_size=8"]},
+            AutoModelForMaskedLM,
+            "`set` hidden_size=8: of a trained model it changes what only training reads .hidden_dropout, .* surgery",
+        ),
     ],
 )
 def test_bad_starts_are_refused_in_one_sentence(tokenizer, given, auto_class, sentence):

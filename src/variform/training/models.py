@@ -19,6 +19,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..conversion.convert import family_of, find_folder, from_hf, saved_architecture
 from ..conversion.trust import check_folder, check_remote_code
+from ..fields import TRAINING_FIELDS
 from ..forms import FormLoader, config_from_dict, load_fields
 from ..loading import load_strictly, read_config
 from ..model.configuration_variform import AUTO_MAP, VariformEncoderDecoderConfig
@@ -87,9 +88,10 @@ def build_model(
     if (options.form is None) == (options.model is None):
         raise ValueError("Give `form`, to train a new model, or `model`, to go on from one; not both.")
     if options.model is not None:
-        if options.set:
-            raise ValueError("`set` changes a new model's form; a trained one is changed by `variform surgery`.")
+        check_changes(options.set)
         model: Any = load_model(options, auto_class, on_meta, fields)
+        if options.set:
+            model = change_training(model, options, auto_class, on_meta)
     else:
         config = make_config(options, tokenizer, fields)
         check_shape(config, auto_class, "form")
@@ -133,14 +135,23 @@ def read_form(options: ModelArguments) -> dict[str, Any]:
     """
     text = str(options.form)
     form = dict(read_yaml("form", text)) if text.startswith("{") else load_fields(text)
-    for change in options.set:
+    apply_changes(form, options.set)
+    return form
+
+
+def apply_changes(form: dict[str, Any], changes: list[str]) -> None:
+    """Sets fields of a form as `set` gives them, FIELD=VALUE.
+
+    Raises:
+        ValueError: for a change without `=`, a value that is not YAML, or a stack that the form does not have.
+    """
+    for change in changes:
         path, equals, value = change.partition("=")
         if not equals:
             raise ValueError(f"`set` takes FIELD=VALUE, got {change!r}.")
         *parents, name = path.split(".")
         for place in places(form, parents, name):
             place[name] = read_yaml("set", value)
-    return form
 
 
 def read_yaml(argument: str, text: str) -> Any:
@@ -203,6 +214,29 @@ def load_model(options: ModelArguments, auto_class: Any, on_meta: bool, fields: 
             setattr(model.config, name, value)
         return model
     return with_head(from_hf(folder, **loading), auto_class, options, fields)
+
+
+def check_changes(changes: list[str]) -> None:
+    """Raises ValueError for a change of a trained model that would need other weights, or give them another meaning."""
+    for change in changes:
+        name = change.partition("=")[0].split(".")[-1]
+        if name not in TRAINING_FIELDS:
+            raise ValueError(
+                f"`set` {change}: of a trained model it changes what only training reads ({', '.join(TRAINING_FIELDS)}); "
+                "its form is changed by `variform surgery`."
+            )
+
+
+def change_training(model: Any, options: ModelArguments, auto_class: Any, on_meta: bool) -> Any:
+    """The same weights in a model whose dropout and losses are those that `set` gives."""
+    form = model.config.to_dict()
+    apply_changes(form, options.set)
+    changed = from_form(type(model.config).from_dict(form), auto_class, options.attn_implementation, on_meta)
+    if not on_meta:
+        changed.load_state_dict(model.state_dict())
+    if model.can_generate():
+        changed.generation_config = model.generation_config
+    return changed
 
 
 def with_head(source: PreTrainedModel, auto_class: Any, options: ModelArguments, fields: Mapping[str, Any]) -> Any:

@@ -23,7 +23,10 @@ class ModelArguments:
     )
     set: list[str] = field(
         default_factory=list,
-        metadata={"help": "Changes of the form, FIELD=VALUE; `encoder.num_hidden_layers=2` reaches into a stack."},
+        metadata={
+            "help": "Changes of the form, FIELD=VALUE; `encoder.num_hidden_layers=2` reaches into a stack. Beside `model`: "
+            "of what only training reads, such as `hidden_dropout=0.1`."
+        },
     )
     tokenizer: str | None = field(
         default=None,
