@@ -19,7 +19,7 @@ LAYERS = [
     "local_patterns sparse_patterns",
     "patterns",
     "checks sharding",
-    "limits",
+    "limits expert_fields",
     "configuration_variform",
     "norms positions losses outputs",
     "feed_forward embeddings block_plan texts expert_kernel",

@@ -15,6 +15,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from .patterns import parse
 from .sparse_patterns import Lsh
 
+# What a field takes that is a number, whole or not
+Number = int | float
+
 # Keys that the platform itself puts into a config.json or passes to a config, besides generation names and `_private` ones.
 PLATFORM_KEYS = frozenset(
     [
@@ -205,7 +208,6 @@ def check_combinations(config: Any) -> None:
     )
     check_streams(config)
     check_gates(config)
-    check_experts(config)
     for entry in config.attention_patterns:
         parse(entry).check(config.is_causal_stack, config.max_position_embeddings, config.num_attention_heads)
     check_sorting(config)
@@ -303,130 +305,6 @@ def differ_within_groups(config: Any, of_layers: list[Any]) -> bool:
     """Whether layers that share weights have different ones of the values, of which each layer has one."""
     size = config.num_hidden_layers // (config.num_hidden_groups or config.num_hidden_layers)
     return any(value != of_layers[i // size * size] for i, value in enumerate(of_layers))
-
-
-def check_experts(config: Any) -> None:
-    """Sparse layers."""
-    experts, per_token = config.num_experts, config.num_experts_per_tok
-    refuse(experts < 0, f"`num_experts={experts}` must be 0 (none) or more.")
-    is_sparse = "sparse" in (config.mlp_layer_types or [])
-    refuse(config.mlp_layer_types == [], "`mlp_layer_types=[]` is empty: name 'dense' or 'sparse' for the layers.")
-    for entry in config.mlp_layer_types or []:
-        one_of("mlp_layer_types", entry, ("dense", "sparse"))
-    refuse(
-        experts == 0 and is_sparse,
-        f"`num_experts=0` leaves the sparse layers of `mlp_layer_types={config.mlp_layer_types}` without experts; set it to "
-        "2 or more, or leave them dense.",
-    )
-    refuse(
-        experts > 0 and not is_sparse,
-        f"`num_experts={experts}`, but `mlp_layer_types` has no 'sparse' layer that would have them; name one, or drop it.",
-    )
-    if experts == 0:
-        return
-    refuse(
-        not 1 <= per_token <= experts,
-        f"`num_experts_per_tok={per_token}` must lie between 1 and `num_experts={experts}`.",
-    )
-    refuse(
-        config.moe_intermediate_size < 1, f"`moe_intermediate_size={config.moe_intermediate_size}` must be at least 1."
-    )
-    refuse(
-        config.num_shared_experts < 0, f"`num_shared_experts={config.num_shared_experts}` must be 0 (none) or more."
-    )
-    refuse(
-        config.shared_expert_gate and config.num_shared_experts == 0,
-        "`shared_expert_gate=True` gates shared experts: set `num_shared_experts` to 1 or more, or drop it.",
-    )
-    for name in ("router_aux_loss_coef", "router_z_loss_coef", "router_bias_update_rate"):
-        value = getattr(config, name)
-        refuse(value < 0, f"`{name}={value}` must be 0 (off) or more.")
-    jitter = config.router_jitter_noise
-    refuse(not 0 <= jitter < 1, f"`router_jitter_noise={jitter}` must lie in [0, 1).")
-    check_router(config)
-    check_capacity(config)
-    refuse(
-        differ_within_groups(config, [config.is_sparse_layer(i) for i in range(config.num_hidden_layers)]),
-        f"`num_hidden_groups={config.num_hidden_groups}` makes layers share weights that `mlp_layer_types` makes dense here, "
-        "sparse there; give one type to each group.",
-    )
-
-
-def check_router(config: Any) -> None:
-    """How the tokens of sparse layers choose their experts."""
-    experts, per_token, router = config.num_experts, config.num_experts_per_tok, config.router_type
-    refuse(
-        router == "expert_choice" and config.is_causal_stack,
-        "`router_type='expert_choice'` lets experts choose among all tokens, later ones too, which a decoder must not see; "
-        "use 'softmax_topk'.",
-    )
-    refuse(
-        router == "switch" and per_token != 1,
-        f"`router_type='switch'` uses one expert a token, got `num_experts_per_tok={per_token}`; set it to 1, or use "
-        "'softmax_topk'.",
-    )
-    is_normalised = bool(config.norm_topk_prob)
-    refuse(
-        is_normalised and router in ("switch", "expert_choice"),
-        f"`norm_topk_prob=True` does not go with `router_type={router!r}`, whose weights are the scores; drop it.",
-    )
-    refuse(
-        is_normalised and per_token == 1 and experts > 1,
-        "`norm_topk_prob=True` makes the weight of `num_experts_per_tok=1` always 1, from which no router can learn; "
-        "set it to False.",
-    )
-    refuse(
-        router == "expert_choice" and config.routed_scaling_factor != 1.0,
-        f"`routed_scaling_factor={config.routed_scaling_factor}` is for routers whose tokens choose; leave it 1.0.",
-    )
-    has_groups = config.n_group != 1 or config.topk_group != 1
-    refuse(
-        has_groups and router != "sigmoid_bias",
-        f"`n_group={config.n_group}` and `topk_group={config.topk_group}` are for `router_type='sigmoid_bias'`; leave them 1.",
-    )
-    refuse(
-        config.n_group < 1 or experts % config.n_group != 0,
-        f"`n_group={config.n_group}` does not divide `num_experts={experts}`.",
-    )
-    refuse(
-        not 1 <= config.topk_group <= config.n_group,
-        f"`topk_group={config.topk_group}` must lie between 1 and `n_group={config.n_group}`.",
-    )
-    within = config.topk_group * experts // config.n_group
-    refuse(
-        per_token > within,
-        f"`num_experts_per_tok={per_token}` is more than the {within} experts of `topk_group={config.topk_group}` groups.",
-    )
-
-
-def check_capacity(config: Any) -> None:
-    """The limit of an expert."""
-    factor, capacity = config.expert_capacity_factor, config.expert_capacity
-    refuse(
-        factor is not None and factor <= 0,
-        f"`expert_capacity_factor={factor}` must be above 0; leave it unset for no limit.",
-    )
-    refuse(
-        capacity is not None and capacity < 1,
-        f"`expert_capacity={capacity}` must be at least 1 token; leave it unset for no limit.",
-    )
-    refuse(
-        factor is not None and capacity is not None,
-        f"`expert_capacity_factor={factor}` and `expert_capacity={capacity}` both limit an expert; give one.",
-    )
-    refuse(
-        config.expert_capacity_in_eval and factor is None and capacity is None,
-        "`expert_capacity_in_eval=True`, but there is no capacity; set `expert_capacity_factor`, or drop it.",
-    )
-    refuse(
-        config.expert_capacity_in_eval and not config.is_causal_stack,
-        "`expert_capacity_in_eval=True` is for decoders: encoders have the limit in evaluation anyway; drop it.",
-    )
-    refuse(
-        config.expert_capacity_in_eval and config.use_cache,
-        "`use_cache=True`: with `expert_capacity_in_eval` an expert's room is counted over the whole text, which a cache "
-        "does not hold; set one of them to False.",
-    )
 
 
 def check_rope(config: Any) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .checks import (
+    Number,
     check_choices,
     check_combinations,
     check_keys,
@@ -18,6 +19,7 @@ from .checks import (
     checked,
     refuse,
 )
+from .expert_fields import ExpertFields, check_experts, default_balance_coef, set_expert_defaults
 from .limits import check_lengths, check_parameters, check_stored
 from .local_patterns import SlidingWindow
 from .pattern_base import Pattern
@@ -32,9 +34,7 @@ PositionEmbeddingType = Literal[
 ]
 NormType = Literal["layer_norm", "rms_norm"]
 NormPlacement = Literal["pre", "post", "sandwich", "reordered"]
-RouterType = Literal["softmax_topk", "switch", "sigmoid_bias", "expert_choice"]
 Pooling = Literal["first", "mean", "last"]
-Number = int | float
 
 # One table drives registration and publishing: `model_type -> {Auto class: "file.Class"}`. It is written whole into every
 # saved config, so that a repo saved from any head loads through every Auto class.
@@ -91,13 +91,8 @@ class VariformBaseConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
-def default_balance_coef(num_experts: int, router_type: str) -> float:
-    """Of the balance loss: routers with a bias, and experts that choose, are even without it."""
-    return 0.01 if num_experts > 0 and router_type in ("softmax_topk", "switch") else 0.0
-
-
 @checked
-class VariformStackConfig(VariformBaseConfig):
+class VariformStackConfig(ExpertFields, VariformBaseConfig):
     r"""
     The fields of one stack of Transformer layers; an encoder and a decoder differ by class, not by field.
 
@@ -153,25 +148,7 @@ class VariformStackConfig(VariformBaseConfig):
     Feed-forward:
         hidden_act: any activation of transformers' ACT2FN. gated_mlp: GLU variant. mlp_bias: biases.
         glu_limit, glu_offset: the gated product is act(min(gate, limit)) * (clamp(up, -limit, limit) + offset) (gpt-oss: 7, 1).
-    Experts:
-        num_experts: networks among which each token of a sparse layer chooses; 0 for none.
-        mlp_layer_types: "dense" or "sparse" for each layer; a shorter list is tiled. Default: all sparse if there are experts.
-        num_experts_per_tok: how many a token uses (with expert_choice, on average). Default: 2; 1 for switch.
-        moe_intermediate_size: inner width of an expert. Default: intermediate_size.
-        num_shared_experts: experts that all tokens use besides. shared_expert_gate: a sigmoid gate on their sum (Qwen2-MoE).
-        router_type: softmax_topk (Mixtral); switch (one expert, of limited capacity, weighted by its softmax score);
-            sigmoid_bias (DeepSeek-V3: a bias for choosing only); expert_choice (each expert takes its best tokens; encoders).
-        norm_topk_prob: the weights of a token's experts add up to 1. Default: where it has several.
-        routed_scaling_factor: factor on the weights. router_bias: the logits of routers have a bias (gpt-oss).
-        n_group, topk_group: sigmoid_bias chooses within the topk_group best of n_group groups of experts.
-        router_bias_update_rate: step of that bias towards an even load, after each optimizer step.
-        router_jitter_noise: in training, the router (not the experts) reads its input times 1 +- this much.
-        expert_capacity_factor: an expert takes at most this many times its even share of a sequence's real tokens, the first
-            ones; others pass by on the residual. Default: no limit; 1.25 for switch. expert_capacity: the same as a number.
-        expert_capacity_in_eval: a decoder has the limit in evaluation as well, and then no cache (encoders always have it).
-        router_aux_loss_coef: of the balance loss, in training. Default: 0.01; 0 where routers balance otherwise.
-        router_z_loss_coef: of the mean squared logsumexp of router logits, in training.
-        experts_layout: "fused" (one tensor a projection) or "modulelist" (one nn.Linear an expert, for LoRA and quantizers).
+    Experts: num_experts and all of `ExpertFields`.
     Heads:
         lm_head_transform: dense, activation and norm before the language-model head (BERT). lm_head_bias: a bias a token.
         logit_scale: factor on the logits (T5 v1.0: hidden_size ** -0.5). final_logit_softcapping: Gemma 2.
@@ -248,27 +225,6 @@ class VariformStackConfig(VariformBaseConfig):
     glu_limit: Number | None = None
     glu_offset: Number = 0.0
 
-    num_experts: int = 0
-    mlp_layer_types: list[str] | None = None
-    num_experts_per_tok: int | None = None
-    moe_intermediate_size: int | None = None
-    num_shared_experts: int = 0
-    shared_expert_gate: bool = False
-    router_type: RouterType = "softmax_topk"
-    norm_topk_prob: bool | None = None
-    routed_scaling_factor: Number = 1.0
-    router_bias: bool = False
-    n_group: int = 1
-    topk_group: int = 1
-    router_bias_update_rate: Number = 0.001
-    router_jitter_noise: Number = 0.0
-    expert_capacity_factor: Number | None = None
-    expert_capacity: int | None = None
-    expert_capacity_in_eval: bool = False
-    router_aux_loss_coef: Number | None = None
-    router_z_loss_coef: Number = 0.0
-    experts_layout: Literal["fused", "modulelist"] = "fused"
-
     lm_head_transform: bool = False
     lm_head_bias: bool = False
     logit_scale: Number = 1.0
@@ -315,7 +271,7 @@ class VariformStackConfig(VariformBaseConfig):
         refuse(not self.attention_patterns, "`attention_patterns=[]` is empty: name at least one, such as 'full'.")
         self.attention_patterns = [parse(spec).to_dict() for spec in self.attention_patterns]
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
-        self._set_experts()
+        set_expert_defaults(self)
         check_parameters(self)
         check_memory(self)
         super().__post_init__(**kwargs)
@@ -323,37 +279,7 @@ class VariformStackConfig(VariformBaseConfig):
             self.rope_parameters = None
         check_choices(self)
         check_combinations(self)
-
-    def _set_experts(self) -> None:
-        """What follows from the number of experts and the router, where it is not given."""
-        is_switch = self.router_type == "switch"
-        if self.router_aux_loss_coef is None:
-            self.router_aux_loss_coef = default_balance_coef(self.num_experts, self.router_type)
-        if self.num_experts_per_tok is None:
-            self.num_experts_per_tok = 1 if is_switch else min(2, max(1, self.num_experts))
-        if self.moe_intermediate_size is None:
-            self.moe_intermediate_size = self.intermediate_size
-        if self.norm_topk_prob is None:
-            self.norm_topk_prob = self.num_experts_per_tok > 1 and self.router_type in ("softmax_topk", "sigmoid_bias")
-        if is_switch and self.expert_capacity is None and self.expert_capacity_factor is None:
-            self.expert_capacity_factor = 1.25
-        if self.mlp_layer_types is None and self.num_experts > 0:
-            self.mlp_layer_types = ["sparse"]
-        if self.mlp_layer_types:
-            # transformers checks that there is one for each layer
-            types = self.mlp_layer_types
-            self.mlp_layer_types = [types[i % len(types)] for i in range(self.num_hidden_layers)]
-
-    def is_sparse_layer(self, layer_idx: int) -> bool:
-        """Whether a layer has experts in place of a feed-forward."""
-        types = self.mlp_layer_types or ["dense"]
-        return types[layer_idx % len(types)] == "sparse"
-
-    @property
-    def routes_by_row(self) -> bool:
-        """Whether the tokens of a row compete for the experts."""
-        has_capacity = self.expert_capacity is not None or self.expert_capacity_factor is not None
-        return self.num_experts > 0 and (has_capacity or self.router_type == "expert_choice")
+        check_experts(self)
 
     def _set_axes(self) -> None:
         """The tables of axial positions, where they are not given."""
