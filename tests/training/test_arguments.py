@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+from transformers import TrainingArguments
 
-from variform.training.arguments import parse_recipe
+from variform.training.arguments import fields_of, parse_recipe
+from variform.training.options import RunArguments
 
 
 @dataclass
@@ -137,3 +139,51 @@ def test_a_missing_recipe_is_refused():
 def test_a_flag_without_recipe_is_refused():
     with pytest.raises(ValueError, match="`config` needs a value"):
         parse_recipe([Arguments], ["--config"])
+
+
+@dataclass
+class Needs:
+    teacher: str
+    words: list[str] = field(default_factory=list)
+    report: str | list[str] | None = None
+
+
+@pytest.mark.parametrize("words", [["-a", "--b", "c d"], ["-1"], []])
+def test_words_of_a_recipe_are_no_flags(tmp_path, words):
+    (tmp_path / "r.yaml").write_text(f"teacher: -x\nwords: {words}\nreport: {words}\n", encoding="utf-8")
+    (parsed,) = parse_recipe([Needs], ["--config", str(tmp_path / "r.yaml")])
+    assert (parsed.teacher, parsed.words) == ("-x", words)
+    assert parsed.report == (words[0] if len(words) == 1 else words)
+
+
+def test_what_must_be_given_is_asked_for():
+    with pytest.raises(ValueError, match="`teacher` must be given"):
+        parse_recipe([Needs], [])
+
+
+def test_trainers_arguments_survive_printing_and_reading(tmp_path, capsys):
+    """With all that Trainer makes of them when they are read: objects for mappings, lists for words."""
+    parts = [RunArguments, TrainingArguments]
+    given = [
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--learning_rate",
+        "2e-4",
+        "--report_to",
+        "tensorboard",
+        "--sweep",
+        "a=1,2",
+    ]
+    given += [
+        "--accelerator_config",
+        '{"split_batches": true}',
+        "--no_log_on_each_node",
+        "--lr_scheduler_type",
+        "cosine",
+    ]
+    with pytest.raises(SystemExit):
+        parse_recipe(parts, [*given, "--print_config"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    once, again = parse_recipe(parts, given), parse_recipe(parts, ["--config", str(tmp_path / "printed.yaml")])
+    assert again[1].accelerator_config.split_batches and not again[1].log_on_each_node
+    assert [fields_of(part) for part in again] == [fields_of(part) for part in once]

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -32,8 +32,8 @@ def parse_recipe(
 ) -> tuple[Any, ...]:
     """Fill dataclasses from `--config recipe.yaml` and the flags beside it.
 
-    A recipe is read as if its lines were flags before the others. So both know the same names, both are converted by the
-    type of their field (YAML itself would read `1e-3` as a string), and the last word is the command line's.
+    A recipe's lines are given before the flags. Both know the same names, both are converted by the type of their field
+    (YAML itself would read `1e-3` as a string), and the last word is the command line's.
 
     `--print_config` prints every argument, with its value and who gave it, as a recipe, and exits.
 
@@ -55,27 +55,31 @@ def parse_recipe(
     )
     parser.add_argument("--config", metavar="RECIPE", action="append", help="A YAML file of `name: value` lines.")
     parser.add_argument("--print_config", action="store_true", help="Print all arguments and who gave them; stop.")
-    parser.error = refuse  # type: ignore[assignment, method-assign]
-    actions = {option[2:]: action for action in parser._actions for option in action.option_strings}
+    actions = {word[2:]: action for action in parser._actions for word in action.option_strings if word[:2] == "--"}
     commanded = list(split_flags(argv, actions))
     recipes = [path for said in commanded if said.name == "config" for path in said.words]
     given = [Said(name, [word], "script") for name, word in (defaults or {}).items() if name in actions]
     for path in recipes:
         given += read_recipe(Path(path), actions)
     given += commanded
+    hints = {name: hint for part in dataclass_types for name, hint in get_type_hints(part).items()}
+    values: dict[str, Any] = {}
     for said in given:
-        check(said, actions[said.name])
-    flags = [word for said in given for word in (f"--{said.name}", *said.words)]
-    *parsed, rest = parser.parse_args_into_dataclasses(args=flags, look_for_args_file=False)
-    if rest.print_config:
+        action = actions[said.name]
+        values[action.dest] = converted(said, action, may_be_list="list[" in str(hints.get(action.dest)))
+    if values.pop("help", False):
+        parser.print_help()
+        sys.exit(0)
+    missing = [action.dest for action in parser._actions if action.required and action.dest not in values]
+    if missing:
+        raise ValueError(f"`{missing[0]}` must be given; `--help` says what it is.")
+    values.pop("config", None)
+    is_printed = values.pop("print_config", False)
+    parsed = parser.parse_dict(values)
+    if is_printed:
         print_config(parsed, {said.name: said.origin for said in given})
         sys.exit(0)
-    return tuple(parsed)
-
-
-def refuse(message: str) -> None:
-    """What argparse calls with its own complaint."""
-    raise ValueError(message)
+    return parsed
 
 
 def split_flags(argv: Sequence[str], known: Mapping[str, argparse.Action]) -> Iterable[Said]:
@@ -140,13 +144,26 @@ def as_word(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
-def check(said: Said, action: argparse.Action) -> None:
-    """Raises ValueError where a word does not fit the type or the choices of its field, and says where it stands."""
+def converted(said: Said, action: argparse.Action, may_be_list: bool) -> Any:
+    """What was said, as the type of its field.
+
+    Args:
+        may_be_list: the field takes a list as well, which argparse does not know of one that takes a word.
+
+    Raises:
+        ValueError: where a word does not fit the type or the choices of the field; it says where the word stands.
+    """
     where = "" if said.origin in ("command line", "script") else f"{said.origin}: "
-    if not said.words and action.nargs not in (0, "?", "*"):
+    if action.nargs == 0 or (action.nargs == "?" and not said.words):  # a flag alone
+        if said.words:
+            raise ValueError(f"{where}`{said.name}` takes no value, got {' '.join(said.words)}.")
+        return True if action.const is None else action.const
+    has_list = action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction)
+    if not said.words and (said.origin == "command line" or not (has_list or may_be_list)):
         raise ValueError(f"{where}`{said.name}` needs a value.")
-    if len(said.words) > 1 and action.nargs not in ("+", "*") and not isinstance(action.nargs, int):
+    if len(said.words) > 1 and not (has_list or may_be_list):
         raise ValueError(f"{where}`{said.name}` takes one value, got {' '.join(said.words)}.")
+    values = []
     convert: Any = action.type or str
     for word in said.words:
         try:
@@ -161,6 +178,8 @@ def check(said: Said, action: argparse.Action) -> None:
             raise ValueError(
                 f"{where}`{said.name}` must be one of {', '.join(choices)}, got {word!r}{suggestion(word, choices)}"
             )
+        values.append(value)
+    return values if has_list or len(values) != 1 else values[0]
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
@@ -198,4 +217,6 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if value is None or type(value) in (bool, int, float, str, dict):
         return value
+    if hasattr(value, "to_dict"):
+        return plain(value.to_dict())
     return str(getattr(value, "value", value))

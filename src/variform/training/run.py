@@ -134,6 +134,9 @@ class Run:
         refuse_run(options, training)
         if is_swept(options):
             raise ValueError("`sweep` is for scripts that train new models: causal_lm.py, masked_lm.py, seq2seq.py.")
+        # As they were given: some of Trainer's are changed below
+        parts = [fields_of(part) for part in (*others, options, training)]
+        given = {name: value for part in parts for name, value in part.items() if value not in (None, [])}
         self.options, self.training = options, training
         self.base_name = next((part.model for part in others if isinstance(part, ModelArguments)), None)
         self.folder = Path(str(training.output_dir))
@@ -155,12 +158,9 @@ class Run:
             self._held.enter_context(RunLock(self.folder))  # until this process ends
         self.trained = self.folder if options.resume == "auto" and is_trained(self.folder) else None
         if writes and self.trained is None:
-            self._write_config([*others, options, training])
-
-    def _write_config(self, parts: Sequence[Any]) -> None:
-        merged = {name: value for part in parts for name, value in fields_of(part).items() if value not in (None, [])}
-        text = f"# {shlex.join(self.command)}\n{yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)}"
-        (self.folder / "train_config.yaml").write_text(text, encoding="utf-8")
+            recipe = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+            text = f"# {shlex.join(self.command)}\n{recipe}"
+            (self.folder / "train_config.yaml").write_text(text, encoding="utf-8")
 
     def show_plan(self, model: Any, auto_class: Any, length: int) -> int:
         """What a dry run prints; returns the exit status."""
