@@ -82,7 +82,7 @@ def add_upcycle(operations: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, help="of routers and noise; default: 0")
     parser.add_argument(
         "--router_type",
-        choices=get_args(light("model.configuration_variform").RouterType),
+        choices=get_args(light("model.expert_fields").RouterType),
         help="how experts are chosen; default: softmax_topk (Mixtral)",
     )
     parser.add_argument("--experts_layout", choices=["fused", "modulelist"], help="default: fused")
