@@ -12,8 +12,8 @@ from ..report.curves import LOG_FILE, read_log
 class RunLog(TrainerCallback):
     """Writes `log.jsonl` in the output folder, and adds the speed, `tokens_per_second`, to Trainer's logs.
 
-    A run that goes on from a checkpoint drops the lines after it first: they come again. Give it to Trainer before the
-    callbacks that report what is logged.
+    A run that goes on from a checkpoint drops the lines after it first: they come again; and the line in which Trainer sums
+    up a run that was stopped. Give it to Trainer before the callbacks that report what is logged.
 
     The tokens are those of all processes, padding left out, as `TrainingArguments.include_num_input_tokens_seen` counts
     them; without that the speed is left out.
@@ -28,7 +28,8 @@ class RunLog(TrainerCallback):
         if state.is_world_process_zero:
             self.file = Path(args.output_dir) / LOG_FILE
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in read_log(self.file) if line["step"] <= state.global_step > 0]
+            lines = [line for line in read_log(self.file) if "train_runtime" not in line]
+            kept = [line for line in lines if line["step"] <= state.global_step > 0]
             self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -73,6 +73,17 @@ class RouterLoads:
             counts = list(whole.split([len(count) for count in counts]))
         return counts
 
+    def state(self) -> list[list[int] | None]:
+        """What this process has counted since the last `take`, for `restore`."""
+        return [None if count is None else count.tolist() for count in self._counts]
+
+    def restore(self, state: list[list[int] | None]) -> None:
+        """Go on from there."""
+        self._counts = [
+            None if count is None else torch.tensor(count, device=router.weight.device)
+            for router, count in zip(self.routers.values(), state, strict=True)
+        ]
+
     def remove(self) -> None:
         """Take the hooks off the model."""
         for hook in self._hooks:
@@ -265,6 +276,18 @@ class ExpertStatistics(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.loads:
             self.loads.remove()
+
+    def log_state(self) -> dict[str, Any]:
+        """What the next lines of the log and the next warning are made of, for `load_log_state`; of this process alone."""
+        counts = self.loads.state() if self.loads else []
+        return {"counts": counts, "recent": list(self._recent), "warned": sorted(self._warned)}
+
+    def load_log_state(self, state: dict[str, Any]) -> None:
+        """Go on from there; after `on_train_begin`."""
+        if self.loads:
+            self.loads.restore(state["counts"])
+        self._recent.extend(state["recent"])
+        self._warned.update(state["warned"])
 
     def _warn(self, step: int) -> None:
         for place, (layer, router) in enumerate(self.loads.routers.items()):

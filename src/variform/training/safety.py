@@ -117,6 +117,7 @@ class SafeTraining(Base):
         self._skipped_in_a_row = 0
         self._facts: dict[str, Any] | None = None
         self._committed_step: int | None = None
+        self._has_whole_loss = False  # what Trainer sums up is of all steps, not of those since the run went on
         self._micro_batches: list[tuple[Any, torch.Tensor]] = []  # of this step: what went in, and the loss
 
     def say(self, message: str) -> None:
@@ -186,6 +187,7 @@ class SafeTraining(Base):
             self._facts = run_facts(self)
         self._keep, self.args.save_total_limit = self.args.save_total_limit, None
         self._micro_batches, self._skipped_in_a_row, self._committed_step = [], 0, None
+        self._has_whole_loss = False
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -375,19 +377,35 @@ class SafeTraining(Base):
         return f"No space writing {folder} (needs about {size / 2**20:,.1f} MB)"
 
     def _save_log_state(self, checkpoint: Path) -> None:
-        """What this process has summed up for the next line of the log; Trainer forgets it."""
+        """What this process has summed up for the next lines of the log; Trainer forgets it."""
         state = {"loss": self._tr_loss.item(), "since_step": self._globalstep_last_logged}
+        state["loss_before"] = self._total_loss_scalar
+        state["callbacks"] = {name: callback.log_state() for name, callback in self._log_callbacks()}
         checkpoint.mkdir(parents=True, exist_ok=True)
         self._log_state_file(checkpoint).write_text(json.dumps(state), encoding="utf-8")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called once, before the first step of a run that goes on: the sum for the next line of the log comes back too."""
+        """Called once, before the first step of a run that goes on: the sums for the next lines of the log come back too."""
         super()._load_rng_state(checkpoint)
         if checkpoint and (file := self._log_state_file(Path(checkpoint))).is_file():
             state = json.loads(file.read_text(encoding="utf-8"))
             self._tr_loss.fill_(state["loss"])
             self._globalstep_last_logged = state["since_step"]
-            self._total_loss_scalar -= state["loss"]  # the loss of the whole is that of the steps since it went on
+            self._total_loss_scalar, self._has_whole_loss = state["loss_before"], True
+            for name, callback in self._log_callbacks():
+                if name in state["callbacks"]:
+                    callback.load_log_state(state["callbacks"][name])
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, which would divide the loss of the whole training by the steps since it went on."""
+        if "train_loss" in logs and self._has_whole_loss:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, *args, **kwargs)
+
+    def _log_callbacks(self) -> list[tuple[str, Any]]:
+        """Those that sum up something from one line of the log to the next, by name."""
+        found = (callback for callback in self.callback_handler.callbacks if hasattr(callback, "log_state"))
+        return [(type(callback).__name__, callback) for callback in found]
 
     def _log_state_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"log_state_{self.args.process_index}.json"

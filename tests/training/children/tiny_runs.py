@@ -35,7 +35,10 @@ from transformers import Seq2SeqTrainingArguments, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 import variform
+from variform.report.curves import LOG_FILE, read_log
 from variform.training import checkpoints, safety
+from variform.training.logs import RunLog
+from variform.training.routers import LOAD_FILE, watch_experts
 from variform.training.trainers import SafeTrainer
 
 STACK = {"vocab_size": 19, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -100,14 +103,10 @@ def state_hash(trainer) -> str:
     return digest.hexdigest()
 
 
-def log_lines(trainer) -> list[str]:
+def log_lines(lines: list[dict]) -> list[str]:
     """What was logged, exactly, but for what depends on the clock."""
     clocks = ("runtime", "per_second")
-    return [
-        repr(sorted((name, value) for name, value in line.items() if not name.endswith(clocks)))
-        for line in trainer.state.log_history
-        if "train_loss" not in line
-    ]
+    return [repr(sorted((name, value) for name, value in line.items() if not name.endswith(clocks))) for line in lines]
 
 
 class Events(TrainerCallback):
@@ -217,11 +216,13 @@ def train(job: dict, folder: Path) -> None:
     )
     if not job.get("with_rng", True):
         trainer._load_rng_state = lambda checkpoint: None
+    trainer.add_callback(RunLog())
+    watch_experts(trainer)
     plant(Events(folder, job.get("events", [])), trainer)
     if "file_limit" in job:
         trainer.add_callback(FileLimit(*job["file_limit"]))
     told = {"finished": trainer.train_safely(job.get("resume", "auto"), allow_changes=job.get("allow", []))}
-    told |= {"step": trainer.state.global_step, "log": log_lines(trainer)}
+    told |= {"step": trainer.state.global_step, "log": log_lines(trainer.state.log_history)}
     if trainer.optimizer is not None:
         told["hash"] = state_hash(trainer)
     (folder / f"told_{args.process_index}.json").write_text(json.dumps(told))
@@ -322,8 +323,10 @@ def do(job: dict, usual: float) -> dict:
         told = [] if any(statuses) else [json.loads(path.read_text()) for path in sorted(folder.glob("told_*.json"))]
         if told and all(process["finished"] for process in told):
             break
-    model = folder / "run" / "model.safetensors"
+    model, load = folder / "run" / "model.safetensors", folder / "run" / LOAD_FILE
     return {
+        "log_file": log_lines(read_log(folder / "run" / LOG_FILE)),
+        "expert_load": load.read_text() if load.exists() else None,
         "starts": starts,
         "told": told,
         "model": checkpoints.sha256(model) if model.exists() else None,
