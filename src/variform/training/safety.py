@@ -378,7 +378,7 @@ class SafeTraining(Base):
 
     def _save_log_state(self, checkpoint: Path) -> None:
         """What this process has summed up for the next lines of the log; Trainer forgets it."""
-        state = {"loss": self._tr_loss.item(), "since_step": self._globalstep_last_logged}
+        state: dict[str, Any] = {"loss": self._tr_loss.item(), "since_step": self._globalstep_last_logged}
         state["loss_before"] = self._total_loss_scalar
         state["callbacks"] = {name: callback.log_state() for name, callback in self._log_callbacks()}
         checkpoint.mkdir(parents=True, exist_ok=True)
