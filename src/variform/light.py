@@ -1,29 +1,50 @@
-"""The family's configs, patterns and words without torch and transformers, whose imports take seconds.
+"""The family's configs, patterns, words and costs without torch and transformers, whose imports take seconds.
 
-`variform --help` and `variform info config.json` need fields, checks and patterns: plain Python, in files that also import
-torch and transformers for what they do with models. `light` runs such a file a second time, in a package of its own in which
-stand-ins are imported in place of the two. So there is one table of fields, one set of checks and one set of words.
+`variform --help` and `variform info` need fields, checks, patterns and arithmetic: plain Python, in files that also import
+torch and transformers for what they do with models. `light` runs such a file a second time, in a package of its own, in which
+stand-ins are imported in place of the two. So there is one table of fields, one set of checks and one set of words. What
+a config takes from transformers is transformers' own: its files on configs are run over stand-ins as well.
 
-The stand-ins compute nothing: what would use them raises `NeedsTorch`. What is refused here, for whatever reason, is for the
-real classes to judge, which know more: a plain rotation is checked here, and a scaled one is refused.
+The stand-ins compute nothing: what would use them raises `NeedsTorch`, and so does what transformers would warn of. The real
+classes are then asked.
 """
 
 import ast
-import dataclasses
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
+import logging
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
-from unittest import mock
+from typing import Any, NamedTuple
 
 # The files of this package a second time, under a name of their own
 MIRROR = "_variform_light"
 # Those that are nothing without torch, whose names others import
-HEAVY = ("model.moe", "model.stacks")
+HEAVY = (f"{MIRROR}.model.moe", f"{MIRROR}.model.stacks")
+# The files of transformers that are run over stand-ins for all others
+PLAIN = (
+    "transformers.configuration_utils",
+    "transformers.modeling_rope_utils",
+    "transformers.generation.configuration_utils",
+    "transformers.integrations.heterogeneity",
+    "transformers.integrations.heterogeneity.configuration_utils",
+)
+SPEC: Any = importlib.util.find_spec("transformers")
+TRANSFORMERS = Path(SPEC.submodule_search_locations[0])
+# The bytes of a number, by dtype; other dtypes are torch's to know
+ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+# The stand-ins and what was run over them, by name, while they are not in `sys.modules`
+standing_in: dict[str, ModuleType] = {}
+
+
+def is_hidden(name: str) -> bool:
+    return name.partition(".")[0] in ("torch", "transformers")
 
 
 class NeedsTorch(ImportError):
@@ -37,9 +58,6 @@ class Names(type):
         if name.startswith("__"):
             raise AttributeError(name)
         return Names(name, (Absent,), {})
-
-    def __str__(cls) -> str:
-        return cls.__name__
 
 
 class Absent(metaclass=Names):
@@ -58,71 +76,91 @@ class AbsentModule(ModuleType):
         return Names(name, (Absent,), {})
 
 
-class NoGeneration:
-    """`GenerationConfig`, of which a form has no parameters."""
+class StandIns:
+    """Finds an absent module wherever one of torch, of transformers or of `HEAVY` is imported that is not `PLAIN`."""
 
     @staticmethod
-    def _get_default_generation_params() -> dict[str, Any]:
-        return {}
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        is_absent = name in HEAVY or (is_hidden(name) and name not in PLAIN)
+        return ModuleSpec(name, StandIns, is_package=True) if is_absent else None  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> ModuleType:
+        return AbsentModule(spec.name)
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        root, *folders = module.__name__.split(".")
+        module.__path__ = [str(TRANSFORMERS.joinpath(*folders))] if root == "transformers" else []
 
 
-@dataclass(kw_only=True)
-class FieldsOnly:
-    """`PreTrainedConfig`, as far as a form's fields go: values, defaults, and the stacks of a pair."""
+class DType(NamedTuple):
+    """A dtype of torch, as far as words and arithmetic go."""
 
-    sub_configs_defaults: ClassVar[dict[str, Any]] = {}
+    name: str
+    itemsize: int
 
-    transformers_version: str | None = None
-    architectures: list[str] | None = None
-    output_hidden_states: bool | None = False
-    return_dict: bool | None = True
-    dtype: Any = None
-    chunk_size_feed_forward: int = 0
-    is_encoder_decoder: bool = False
-    id2label: Any = None
-    label2id: Any = None
-    problem_type: str | None = None
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        dataclass(cls, kw_only=True, repr=False)
-        cls.__init__ = FieldsOnly.set_fields  # type: ignore[method-assign]
-
-    def set_fields(self, **values: Any) -> None:
-        for field in dataclasses.fields(self):
-            if field.name in values:
-                value = values.pop(field.name)
-            else:
-                has_factory = field.default_factory is not dataclasses.MISSING
-                value = field.default_factory() if has_factory else field.default  # type: ignore[misc]
-            setattr(self, field.name, value)
-        self.__post_init__(**values)
-
-    def __post_init__(self, **kwargs):
-        for side, config_class in self.sub_configs_defaults.items():
-            setattr(self, side, config_class(**getattr(self, side)))
-
-    def validate_rope(self) -> None:
-        """Passes plain rotations alone: transformers has checks of its own for the others."""
-        if getattr(self, "rope_parameters", None) is None:
-            return
-        known = {"rope_type", "rope_theta", "partial_rotary_factor"}
-        for layer_type in set(self.layer_types):  # type: ignore[attr-defined]
-            parameters = self.rope_parameters_of(layer_type)  # type: ignore[attr-defined]
-            if parameters.get("rope_type") != "default" or not parameters.keys() <= known:
-                raise NeedsTorch(f"`rope_parameters={parameters}` are for transformers to check.")
+    def __str__(self) -> str:
+        return f"torch.{self.name}"
 
 
-def sub_config(config_class: type) -> type:
-    """`SubConfigSpec`, which here is the class alone; it stands for its `model_type` as well."""
-    return config_class
+class Logger:
+    """transformers' logger: what it would show by default is left to the real one."""
+
+    def info(self, *words: Any) -> None:
+        """Shows nothing."""
+
+    def warning(self, *words: Any) -> None:
+        if logging.getLogger("transformers").isEnabledFor(logging.WARNING):
+            raise NeedsTorch("transformers has a warning to give.")
+
+    warning_once = warning
+
+    @classmethod
+    def get_logger(cls, name: str) -> "Logger":
+        return cls()
+
+
+class NoHub:
+    """`PushToHubMixin`."""
+
+    def push_to_hub(self, *args, **kwargs):
+        raise NeedsTorch("transformers is not imported: nothing can be pushed.")
+
+
+@functools.cache
+def furnish() -> None:
+    """Gives the stand-ins those names of theirs with which something is computed."""
+    torch, transformers, utils, activations = (
+        importlib.import_module(name)
+        for name in ("torch", "transformers", "transformers.utils", "transformers.activations")
+    )
+    vars(torch).update({name: DType(name, size) for name, size in ITEM_SIZES.items()})
+    vars(transformers).update(__version__=importlib.metadata.version("transformers"))
+    vars(activations).update(ACT2FN=words_of_table("activations.py", "ACT2CLS"))
+    vars(utils).update(
+        PushToHubMixin=NoHub,
+        copy_func=lambda function: function,
+        is_torch_available=lambda: False,
+        logging=Logger,
+        resolve_revision=lambda path, revision, **options: revision,
+    )
+    parent: Any = importlib.import_module("transformers.configuration_utils").PreTrainedConfig
+
+    class Config(parent):
+        def __post_init__(self, **kwargs):
+            for dtype in (self.dtype, kwargs.get("torch_dtype")):
+                if dtype not in (None, *ITEM_SIZES):
+                    raise NeedsTorch(f"`dtype={dtype}` is for torch to know.")
+            super().__post_init__(**kwargs)
+
+    generation = importlib.import_module("transformers.generation.configuration_utils")
+    vars(transformers).update(PreTrainedConfig=Config, GenerationConfig=generation.GenerationConfig)
 
 
 def words_of_table(file: str, name: str) -> list[str]:
     """The keys of a table of transformers, `name = {"key": ...}`, read from the text of the file."""
-    package: Any = importlib.util.find_spec("transformers")
-    text = Path(package.submodule_search_locations[0], file).read_text(encoding="utf-8")
-    for node in ast.parse(text).body:
+    for node in ast.parse((TRANSFORMERS / file).read_text(encoding="utf-8")).body:
         if not isinstance(node, (ast.Assign, ast.AnnAssign)):
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
@@ -131,30 +169,32 @@ def words_of_table(file: str, name: str) -> list[str]:
     raise NeedsTorch(f"transformers' {file} has no table {name}.")
 
 
-def stand_ins() -> dict[str, ModuleType]:
-    """What is imported in place of torch, transformers and `HEAVY`."""
-    activations = words_of_table("activations.py", "ACT2CLS")
-    ropes = words_of_table("modeling_rope_utils.py", "ROPE_INIT_FUNCTIONS")
-    names = ["torch", "transformers", "transformers.configuration_utils", "transformers.activations"]
-    names += ["transformers.modeling_rope_utils", *(f"{MIRROR}.{name}" for name in HEAVY)]
-    modules: dict[str, ModuleType] = {name: AbsentModule(name) for name in names}
-    modules["transformers"].PreTrainedConfig = FieldsOnly  # type: ignore[attr-defined]
-    modules["transformers"].GenerationConfig = NoGeneration  # type: ignore[attr-defined]
-    modules["transformers.configuration_utils"].SubConfigSpec = sub_config  # type: ignore[attr-defined]
-    modules["transformers.activations"].ACT2FN = activations  # type: ignore[attr-defined]
-    modules["transformers.modeling_rope_utils"].ROPE_INIT_FUNCTIONS = ropes  # type: ignore[attr-defined]
-    return modules
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Within it, imports find the stand-ins; the real modules, where they are imported already, are put aside."""
+    if StandIns in sys.meta_path:
+        yield
+        return
+    real = {name: sys.modules.pop(name) for name in [*sys.modules] if is_hidden(name)}
+    sys.modules.update(standing_in)
+    sys.meta_path.insert(0, StandIns)  # type: ignore[arg-type]
+    try:
+        furnish()
+        yield
+    finally:
+        sys.meta_path.remove(StandIns)  # type: ignore[arg-type]
+        standing_in.update({name: sys.modules.pop(name) for name in [*sys.modules] if is_hidden(name)})
+        sys.modules.update(real)
 
 
-@functools.cache
 def light(name: str) -> Any:
-    """The module `variform.<name>`, such as "model.patterns", without torch and transformers."""
-    package = ModuleType(MIRROR)
-    package.__path__ = [str(Path(__file__).parent)]
-    sys.modules.setdefault(MIRROR, package)
-    with mock.patch.dict(sys.modules, stand_ins()):
-        module = importlib.import_module(f"{MIRROR}.{name}")
-        ours = {key: value for key, value in sys.modules.items() if key.startswith(f"{MIRROR}.")}
-    # Others of the mirror that it imported must be the same ones when they are asked for
-    sys.modules.update(ours)
-    return module
+    """The module `variform.<name>`, such as "model.patterns", without torch and transformers.
+
+    What its functions import when they are called they find only `without_torch`.
+    """
+    with without_torch():
+        if MIRROR not in sys.modules:
+            package = ModuleType(MIRROR)
+            package.__path__ = [str(Path(__file__).parent)]
+            sys.modules[MIRROR] = package
+        return importlib.import_module(f"{MIRROR}.{name}")

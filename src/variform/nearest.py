@@ -5,8 +5,10 @@ the message offers, or to the default. One change is tried first; then a second,
 """
 
 import difflib
+import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple, get_args
 
@@ -18,8 +20,8 @@ from .model.configuration_variform import PAIR_FIELDS, VariformEncoderDecoderCon
 
 # What stands in place of a value where a key is to be left out
 LEFT_OUT = "(left out)"
-# Forms that are tried before the search gives up; each takes about a millisecond
-MOST_TRIES = 1500
+# Forms that are tried before the search gives up; each takes one or two milliseconds
+MOST_TRIES = 400
 # How far away a change is that has no measure: another word, and what a field is by default
 ANOTHER_WORD, DEFAULT = 0.7, 1.0
 # What is added for each field that a message names before
@@ -35,6 +37,18 @@ class Candidate(NamedTuple):
     changes: Changes
 
 
+@contextmanager
+def untold() -> Iterator[None]:
+    """Within it, transformers' warnings are not shown: they would be of forms that are only tried."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@untold()
 def nearest_valid(form: Mapping[str, Any], most_changes: int = 2) -> Changes | None:
     """The changes that make a refused form valid: of the fewest fields and, among those, the nearest.
 
@@ -46,26 +60,29 @@ def nearest_valid(form: Mapping[str, Any], most_changes: int = 2) -> Changes | N
         A new value for each field, named `encoder.field` inside a pair, or `LEFT_OUT`; {} for a valid form, None where
         nothing near is found.
     """
-    level, tries = [Candidate(0.0, {})], 0
-    seen = {refusal(form)}
-    if None in seen:
+    reason = refusal(form)
+    if reason is None:
         return {}
+    level, reasons, tried = [(Candidate(0.0, {}), reason)], {reason}, set()
     for _ in range(most_changes):
         following = []
-        for start in level:
-            message = refusal(changed(form, start.changes)) or ""
-            for candidate in candidates(changed(form, start.changes), message):
+        for start, reason in level:
+            for candidate in candidates(changed(form, start.changes), reason):
                 following.append(Candidate(start.distance + candidate.distance, start.changes | candidate.changes))
         level = []
         for candidate in sorted(following, key=lambda found: found.distance):
-            reason, tries = refusal(changed(form, candidate.changes)), tries + 1
+            key = repr(sorted(candidate.changes.items()))
+            if key in tried:
+                continue
+            tried.add(key)
+            reason = refusal(changed(form, candidate.changes))
             if reason is None:
                 return candidate.changes
-            if tries >= MOST_TRIES:
+            if len(tried) >= MOST_TRIES:
                 return None
-            if reason not in seen:  # it leads on
-                seen.add(reason)
-                level.append(candidate)
+            if reason not in reasons:  # it leads on
+                reasons.add(reason)
+                level.append((candidate, reason))
     return None
 
 

@@ -1,5 +1,6 @@
 """The console script begins without torch: help is a matter of tenths of a second."""
 
+import json
 import pkgutil
 import subprocess
 import sys
@@ -69,10 +70,37 @@ def test_info_of_a_config_imports_neither_torch_nor_transformers(shape, tmp_path
     assert said.stdout.splitlines()[1:] == capsys.readouterr().out.splitlines()[1:]  # all but the name
 
 
-def test_info_of_a_refused_form_shows_the_nearest_valid_one(tmp_path):
+@pytest.mark.parametrize("name", variform.list_forms())
+def test_info_of_a_published_form_imports_neither_torch_nor_transformers(name):
+    said = start("info", name)
+    assert (said.returncode, said.stderr.strip()) == (0, "")
+    assert said.stdout.startswith(f"{name}, ") and "\nparameters" in said.stdout
+
+
+def test_info_of_two_forms_imports_neither_torch_nor_transformers():
+    said = start("info", "gpt-oss-20b", "bigbird-base")
+    assert (said.returncode, said.stderr.strip()) == (0, "")
+    assert said.stdout.startswith("From gpt-oss-20b to bigbird-base: what each change alone adds")
+
+
+def test_info_of_a_refused_form_shows_the_nearest_valid_one_without_torch_and_transformers(tmp_path):
     (tmp_path / "form.yaml").write_text("model_type: variform_encoder\nhidden_size: 30\nvocab_size: 100\n")
     said = start("info", tmp_path / "form.yaml")
-    assert said.returncode == 2 and "Traceback" not in said.stderr
+    assert said.returncode == 2
     refusal, *rest = said.stderr.splitlines()
     assert refusal.startswith("error: `hidden_size=30` is not a multiple of `num_attention_heads=8`")
-    assert rest[:3] == ["The nearest form that builds:", "-hidden_size: 30", "+hidden_size: 32"]
+    assert rest == ["The nearest form that builds:", "-hidden_size: 30", "+hidden_size: 32", ""]
+
+
+def test_info_of_what_is_not_there_names_the_nearest_form():
+    said = start("info", "bert-bse")
+    assert said.returncode == 2
+    assert said.stderr.startswith("error: 'bert-bse' is neither") and said.stderr.endswith("'bert-base'?\n\n")
+
+
+def test_info_asks_the_real_classes_where_transformers_would_warn(tmp_path):
+    rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 0.5}
+    (tmp_path / "form.json").write_text(json.dumps({"model_type": "variform_decoder", "rope_parameters": rope}))
+    said = start("info", tmp_path / "form.json")
+    assert said.returncode == 0 and "linear, base 10,000, factor 0.5" in said.stdout
+    assert "factor field must be a float or int >= 1" in said.stderr and said.stderr.endswith("torch transformers\n")

@@ -10,18 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import variform
 from variform.forms import SHAPES
 from variform.model.lsh import OwnKeys, as_key, count_in_chunks, hash_keys, rotations, see_by_hash
-from variform.model.pattern_base import Text, count_visible
 from variform.model.patterns import parse
 from variform.report.costs import (
     Costs,
     count_costs,
     default_length,
-    expected_pairs,
     hash_products,
-    seen_pairs,
     subtract,
-    visible_pairs,
 )
+from variform.report.pairs import expected_pairs, seen_pairs
 
 LENGTH = 11
 # Everything that has a say in the arithmetic, in few forms
@@ -210,22 +207,6 @@ def test_counting_is_quick():
 def test_an_empty_text_is_refused():
     with pytest.raises(ValueError, match="`length=0` must be at least 1 token"):
         count_costs(tiny("encoder"), length=0)
-
-
-@pytest.mark.parametrize("is_causal", [True, False])
-@pytest.mark.parametrize(
-    "spec",
-    ["full", "sliding_window:3", "chunked:4", "chunked:4,before=1", "strided:3,heads=split", "big_bird:2,random=1"],
-)
-def test_visible_pairs_are_those_that_are_counted_one_by_one(spec, is_causal):
-    for length in (1, 5, 14):
-        text = Text(length, is_causal)
-        assert visible_pairs(parse(spec), text, 3) == count_visible(parse(spec), text, 3)
-
-
-def test_a_prefix_adds_the_pairs_of_its_future():
-    text = Text(9, is_causal=True, prefix=4)
-    assert visible_pairs(parse("prefix_lm"), text, 1) == count_visible(parse("prefix_lm"), text) == 45 + 6
 
 
 class TestHashing:

@@ -13,7 +13,7 @@ import pytest
 from variform.model.pattern_base import Text, count_visible, public_fields
 from variform.model.patterns import PATTERNS, parse
 from variform.model.sparse_patterns import Lsh
-from variform.report.costs import expected_pairs
+from variform.report.pairs import expected_pairs
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "patterns.md").read_text(encoding="utf-8")

@@ -1,11 +1,8 @@
 """`variform info`: a form on one screen, or what differs between two."""
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console, RenderableType
-
-from ..light import light
 
 EXAMPLES = """\
 examples:
@@ -28,41 +25,31 @@ def add_info(commands: argparse._SubParsersAction) -> None:
 
 
 def run_info(options: argparse.Namespace, console: Console) -> int:
-    if len(options.forms) > 2:
-        raise ValueError(f"`info` shows one form or compares two, got {len(options.forms)}.")
-    if len(options.forms) == 1:
-        console.print(describe_one(options.forms[0]))
-        return 0
-    from ..registration import register
-    from ..report.compare import compare
-    from .reading import read_form
+    from ..light import light, without_torch
 
-    register()
-    a, b = options.forms
-    console.print(compare(read_form(a), read_form(b), names=(a, b), length=options.length))
+    try:
+        with without_torch():
+            shown = light("commands.info").show(options.forms, options.length)
+    except (ValueError, FileNotFoundError):  # of the family's own checks, which are the same ones with torch
+        raise
+    except Exception:  # whatever it is, the real classes know more
+        from ..registration import register
+
+        register()
+        shown = show(options.forms, options.length)
+    console.print(shown)
     return 0
 
 
-def describe_one(name: str) -> RenderableType:
-    """The form on one screen: without torch where that can be, else from the real config, which says what is wrong."""
-    try:
-        return describe_lightly(name)
-    except Exception:  # whatever it is, the real classes judge it
-        from ..registration import register
-        from ..report.form import describe
-        from .reading import read_form
+def show(names: list[str], length: int | None) -> RenderableType:
+    """One form on one screen, or what differs between two."""
+    from ..report.compare import compare
+    from ..report.form import describe
+    from .reading import read_form
 
-        register()
-        return describe(read_form(name), name)
-
-
-def describe_lightly(name: str) -> RenderableType:
-    """The same within tenths of a second, for a form by name, a file or a folder of ours.
-
-    Raises:
-        Exception: of any kind, for what only the real classes can read, refuse or count.
-    """
-    folder = Path(name)
-    config = light("forms").load_config(folder / "config.json" if folder.is_dir() else name)
-    costs = light("report.arithmetic").count_closed(config)
-    return light("report.form").describe(config, name, costs)
+    if len(names) > 2:
+        raise ValueError(f"`info` shows one form or compares two, got {len(names)}.")
+    forms = [read_form(name) for name in names]
+    if len(forms) == 1:
+        return describe(forms[0], names[0])
+    return compare(forms[0], forms[1], names=(names[0], names[1]), length=length)

@@ -26,25 +26,34 @@ def read_form(name: str) -> Any:
 
 def read_config(name: str) -> Any:
     """As `read_form`, without the mend of a form that is refused."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
-    from ..conversion.convert import family_of, saved_architecture
-    from ..forms import list_forms, load_config
-    from ..model.configuration_variform import AUTO_MAP
+    from ..forms import SHAPES, list_forms, load_config
 
     if name in list_forms() or Path(name).is_file():
         return load_config(name)
     if not Path(name).is_dir() and (name.count("/") != 1 or name[0] in "./~"):
         return load_config(name)  # raises, with the nearest name
+    saved = Path(name, "config.json")
     try:
+        if saved.is_file():
+            values, _ = PreTrainedConfig.get_config_dict(saved)
+            if values.get("model_type") in list(SHAPES):
+                config_class: Any = SHAPES[values["model_type"]][0]
+                return config_class.from_dict(values)
         config = AutoConfig.from_pretrained(name)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
             f"{name!r} is neither a folder with a config.json nor a repo to be had: {reason}"
         ) from None
-    if config.model_type in AUTO_MAP:
-        return config
+    return config if config.model_type in SHAPES else read_native(config)
+
+
+def read_native(config: Any) -> Any:
+    """The form that another family's config is converted to."""
+    from ..conversion.convert import family_of, saved_architecture
+
     family = family_of(config)
     return family.read_form(config, family.auto_class_of(saved_architecture(config)))
 
@@ -61,17 +70,14 @@ def read_model(folder: Path) -> Any:
 
 
 def read_fields(name: str) -> dict[str, Any] | None:
-    """The fields of a form as its file has them, valid or not; None where there is no file of a form of ours."""
-    import yaml
+    """The fields of a form as its file has them, valid or not; None where there is no file of a form of ours to be read."""
+    from ..forms import load_fields
 
-    from ..forms import FORMS, FormLoader, list_forms
-
-    path = FORMS / f"{name}.yaml" if name in list_forms() else Path(name)
-    path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
+    try:
+        fields = load_fields(Path(name, "config.json") if Path(name).is_dir() else name)
+    except (FileNotFoundError, ValueError):
         return None
-    values = yaml.load(path.read_text(encoding="utf-8"), FormLoader)
-    return values if isinstance(values, dict) and "variform" in str(values.get("model_type")) else None
+    return fields if "variform" in str(fields.get("model_type")) else None
 
 
 def read_numbers(name: str, words: str | None) -> list[int]:

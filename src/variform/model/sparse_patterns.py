@@ -221,21 +221,24 @@ class BigBird(Pattern):
         return 1 + self.random * ((column == 0) & is_between & ~self._is_short(pairs))
 
     def tiles(self, text: Text) -> list[Tile]:
-        n, last = text.length, (text.length - 1) // self.block
+        n = text.length
         if self.placement == "first" and n <= self._whole():
             return Full().tiles(text)
-        rows = torch.arange(last + 1)
-        drawn = range(self.random if self.placement == "random" else 0)
-        randoms = [self._random_block(rows, number, n, text.is_causal).tolist() for number in drawn]
-        tiles = []
-        for row in range(last + 1):
-            blocks = {0, row - 1, row, row + 1, *(of_rows[row] for of_rows in randoms)} - {-1}
-            blocks |= set() if text.is_causal else {last}
-            keys = union([(block * self.block, min(n, (block + 1) * self.block)) for block in blocks])
-            span = (row * self.block, min(n, (row + 1) * self.block))
-            sees_all = row == 0 or (row == last and not text.is_causal)
-            tiles += [Tile(part, [(0, n)] if sees_all else keys) for part in split(*span, WIDE_TILE)]
+        spans, tiles = list(split(0, n, self.block)), []
+        for row, span in enumerate(spans):
+            keys = union([spans[block] for block in self.blocks_of(row, n, text.is_causal)])
+            tiles += [Tile(part, keys) for part in split(*span, WIDE_TILE)]
         return tiles
+
+    def blocks_of(self, row: int, length: int, is_causal: bool) -> set[int]:
+        """The blocks that a row of blocks sees, in a text that is not seen whole; in a causal one, up to its own."""
+        last = (length - 1) // self.block
+        if row in (0, last) and not is_causal:
+            return set(range(last + 1))
+        drawn = range(self.random if self.placement == "random" else 0)
+        randoms = [self._random_block(row, number, length, is_causal) for number in drawn]
+        blocks = {0, row - 1, row, row + 1, last, *randoms}
+        return {block for block in blocks if 0 <= block <= (row if is_causal else last)}
 
     def at_layer(self, layer_idx: int) -> Pattern:
         return dataclasses.replace(self, layer=layer_idx if self.placement == "random" else 0)
@@ -247,16 +250,17 @@ class BigBird(Pattern):
             "`placement=first` sees short texts whole, so what a token sees depends on what follows; use it in an encoder.",
         )
 
-    def _random_block(self, row: torch.Tensor, number: int, length: Places, is_causal: bool) -> torch.Tensor:
-        """The block that each row draws from its stretch `number` of the candidates; -1 where there is none."""
+    def _random_block(self, row: Any, number: int, length: Places, is_causal: bool) -> Any:
+        """The block that a row, or each row of a tensor, draws from its stretch `number` of the candidates; -1 for none."""
         last = (length - 1) // self.block
-        before = (row - 2).clamp(min=0)  # candidates 1 to row - 2
-        after = torch.zeros_like(row) if is_causal else (last - 2 - row).clamp(min=0)  # row + 2 to last - 1
+        # Arithmetic alone, which numbers and tensors share: a condition is 0 or 1
+        before = (row > 2) * (row - 2)  # candidates 1 to row - 2
+        after = 0 if is_causal else (row < last - 2) * (last - 2 - row)  # row + 2 to last - 1
         candidates = before + after
         start, end = number * candidates // self.random, (number + 1) * candidates // self.random
-        drawn = start + scramble(row, self.seed, self.layer, number) % (end - start).clamp(min=1)
-        block = torch.where(drawn < before, drawn + 1, drawn - before + row + 2)
-        return torch.where(end > start, block, -1)
+        drawn = start + scramble(row, self.seed, self.layer, number) % (end - start + (start == end))
+        block = drawn + 1 + (drawn >= before) * (row + 1 - before)
+        return (end > start) * (block + 1) - 1
 
     def _whole(self) -> int:
         return (5 + 2 * self.random) * self.block

@@ -5,10 +5,8 @@ Each function says of one part what `report.costs` counts on the meta device, an
 
 from typing import Any, NamedTuple
 
-from .costs import Costs, attention_flops, cache_elements, default_length, stacks_of
+from .costs import Costs, attention_flops, cache_dtype, cache_elements, stacks_of, text_length
 
-# Bytes of a number, by the name of its dtype
-ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # Of the activations that learn: how many
 LEARNED_BY_ACTIVATION = {"prelu": 1, "xielu": 2}
 
@@ -27,14 +25,18 @@ def total(*parts: Part, times: int = 1) -> Part:
     return Part(*(times * sum(numbers) for numbers in zip(*parts, Part())))
 
 
-def count_closed(config: Any, length: int | None = None) -> Costs:
-    """As `count_costs`, from the fields alone.
+def count_closed(config: Any, length: int | None = None, dtype: Any = None) -> Costs:
+    """As `count_costs`, from the fields alone, in about a millisecond.
 
     Args:
         config: any config of the family.
         length: of the text in tokens, for the FLOPs. Default: `default_length(config)`.
+        dtype: of the cache. Default: `cache_dtype(config)`.
+
+    Raises:
+        ValueError: for a length below 1.
     """
-    length = default_length(config) if length is None else length
+    length = text_length(config, length)
     stacks = stacks_of(config)
     source_size = stacks["encoder"].output_size if config.is_encoder_decoder else None
     parts, terms = [], 0
@@ -49,7 +51,7 @@ def count_closed(config: Any, length: int | None = None) -> Costs:
         parts.append(Part(-last.vocab_size * last.embedding_size))
     whole = total(*parts)
     flops = 2 * (length * whole.weights + terms) + attention_flops(config, length)
-    size = ITEM_SIZES[str(config.dtype or "bfloat16").removeprefix("torch.")]
+    size = (dtype or cache_dtype(config)).itemsize
     cached = [elements * size for elements in cache_elements(config)]
     return Costs(whole.parameters, whole.parameters - whole.idle, flops / length, *cached)
 

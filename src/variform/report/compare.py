@@ -12,7 +12,9 @@ from rich.text import Text
 from transformers import PreTrainedConfig
 
 from ..forms import config_from_dict
-from .costs import Costs, cache_dtype, count_costs, default_length, stacks_of, subtract
+from ..nearest import untold
+from .arithmetic import count_closed
+from .costs import Costs, cache_dtype, default_length, stacks_of, subtract
 from .form import SHAPES, dtype_name, pattern_period, plain, units
 
 # What says where a form comes from or how it is run, not what it is
@@ -60,12 +62,13 @@ def differences(a: PreTrainedConfig, b: PreTrainedConfig, length: int | None = N
         leader = f"{side}{dot}{FOLLOWS.get(name, name)}"
         if leader != field and of_a[field] == of_a[leader] and of_b[field] == of_b[leader]:
             of_a[field] = of_b[field] = None
-    costs_of_a = count_costs(a, length, cache_dtype(a))
+    costs_of_a = count_closed(a, length, cache_dtype(a))
 
     def change(model_type: str, values: dict[str, Any]) -> Costs | None:
         try:
-            changed = rebuild(model_type, {**of_a, **values})
-            return subtract(count_costs(changed, length, cache_dtype(a)), costs_of_a)
+            with untold():
+                changed = rebuild(model_type, {**of_a, **values})
+            return subtract(count_closed(changed, length, cache_dtype(a)), costs_of_a)
         except ValueError:
             return None
 
@@ -148,7 +151,7 @@ def compare(
     length = min(default_length(a), default_length(b)) if length is None else length
     dtype = cache_dtype(a)
     rows = differences(a, b, length)
-    of_a, of_b = (count_costs(config, length, dtype) for config in (a, b))
+    of_a, of_b = (count_closed(config, length, dtype) for config in (a, b))
     figures = {"parameters": "parameters", "flops": "FLOP", "cache_bytes": "cache"}
     if any(costs.cache_bytes != costs.cache_bytes_past_window for costs in (of_a, of_b)):
         figures["cache_bytes_past_window"] = "past window"

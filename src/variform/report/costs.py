@@ -1,9 +1,7 @@
 """What a form costs: parameters, arithmetic and cache, counted without weights."""
 
 import copy
-import math
 from collections import Counter
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -11,11 +9,11 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..forms import from_config
-from ..model.local_patterns import Chunked, SlidingWindow
 from ..model.moe import MixtureOfExperts
-from ..model.pattern_base import Full, Pattern, PrefixLm, Text, count_visible
+from ..model.pattern_base import Pattern
 from ..model.sparse_patterns import Lsh
 from ..model.stacks import TransformerStack
+from .pairs import visible_pairs
 
 # Beyond this, a length that a model allows says little about the texts that it is given
 LONGEST_LENGTH = 2048
@@ -45,9 +43,7 @@ def count_costs(config: PreTrainedConfig, length: int | None = None, dtype: torc
     Raises:
         ValueError: for a length below 1.
     """
-    length = default_length(config) if length is None else length
-    if length < 1:
-        raise ValueError(f"`length={length}` must be at least 1 token.")
+    length = text_length(config, length)
     model = build_on_meta(config)
     cache, later, source = cache_elements(config)
     size = (dtype or cache_dtype(config)).itemsize
@@ -77,6 +73,18 @@ def stacks_of(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
 def default_length(config: PreTrainedConfig) -> int:
     """The longest sequence that every stack was made for, in tokens; at most 2048."""
     return min(LONGEST_LENGTH, *(stack.max_position_embeddings for stack in stacks_of(config).values()))
+
+
+def text_length(config: PreTrainedConfig, length: int | None) -> int:
+    """The length to count with: the given one, or `default_length(config)`.
+
+    Raises:
+        ValueError: for a length below 1.
+    """
+    length = default_length(config) if length is None else length
+    if length < 1:
+        raise ValueError(f"`length={length}` must be at least 1 token.")
+    return length
 
 
 def cache_dtype(config: PreTrainedConfig) -> torch.dtype:
@@ -150,68 +158,22 @@ def attention_flops(config: PreTrainedConfig, length: int) -> float:
     """
     flops = 0.0
     for stack in stacks_of(config).values():
-        text, num_heads = Text(length, stack.is_causal_stack), stack.num_attention_heads
+        is_causal, num_heads = stack.is_causal_stack, stack.num_attention_heads
         layers = Counter(stack.pattern_of(layer_idx) for layer_idx in range(stack.num_hidden_layers))
-        pairs = sum(count * visible_pairs(pattern, text, num_heads) for pattern, count in layers.items())
+        pairs = sum(times * visible_pairs(of, length, is_causal, num_heads) for of, times in layers.items())
         # A score is a product of head_dim terms, and its share of the sum as many again; each term is two operations
-        terms = 2 * pairs + length * sum(count * hash_products(pattern) for pattern, count in layers.items())
+        terms = 2 * pairs + length * sum(times * hash_products(of) for of, times in layers.items())
         if stack.position_embedding_type == "transformer_xl":
             terms += pairs  # the score's second product, with the distance
-        if config.is_encoder_decoder and text.is_causal:
+        if config.is_encoder_decoder and is_causal:
             terms += 2 * stack.num_hidden_layers * length * length  # cross-attention
         flops += 2 * num_heads * stack.head_dim * terms
     return flops
 
 
-@lru_cache(maxsize=1024)
-def visible_pairs(pattern: Pattern, text: Text, num_heads: int) -> float:
-    """How many (query, key) pairs of a text a pattern shows, a head on average: in closed form, or counted one by one.
-
-    Of `lsh`, whose pairs depend on the states, those to be expected of hashes that fall evenly.
-    """
-    length, is_causal = text.length, text.is_causal
-    if isinstance(pattern, Lsh):
-        return expected_pairs(pattern, length, is_causal)
-    if isinstance(pattern, SlidingWindow):
-        return seen_pairs(length, pattern.window, is_causal)
-    if isinstance(pattern, Chunked) and pattern.before == 0:
-        chunks, rest = divmod(length, pattern.size)
-        return chunks * seen_pairs(pattern.size, None, is_causal) + seen_pairs(rest, None, is_causal)
-    if type(pattern) is Full:
-        return seen_pairs(length, None, is_causal)
-    if isinstance(pattern, PrefixLm):
-        return seen_pairs(length, None, is_causal) + text.prefix * (text.prefix - 1) // 2
-    return count_visible(pattern, text, num_heads)
-
-
-def expected_pairs(pattern: Lsh, length: int, is_causal: bool) -> float:
-    """How many pairs `lsh` is expected to compute: those that share a bucket in a round, or two chunks a query and round."""
-    everything = seen_pairs(length, None, is_causal)
-    if pattern.chunked:
-        return pattern.rounds * everything * min(1, 2 * pattern.chunk / length)
-    apart = (1 - 1 / math.prod(pattern.factors)) ** pattern.rounds
-    # A token sees itself only where it sees nothing else
-    alone = (1 - apart**length) / (1 - apart) if is_causal else length * apart ** (length - 1)
-    return (everything - length) * (1 - apart) + alone
-
-
 def hash_products(pattern: Pattern) -> int:
     """How many directions each key is multiplied with to be hashed."""
     return pattern.rounds * sum(pattern.factors) // 2 if isinstance(pattern, Lsh) else 0
-
-
-def seen_pairs(length: int, window: int | None, is_causal: bool) -> int:
-    """How many (query, key) pairs of a text are seen, all of them or within a window.
-
-    Args:
-        length: of the text in tokens.
-        window: keys that a causal query sees, with itself, or that a query sees on each side; None for all.
-    """
-    if not is_causal:
-        # The past and the future alike, each with the query itself, which is one pair and not two
-        return 2 * seen_pairs(length, None if window is None else window + 1, is_causal=True) - length
-    reach = length if window is None else min(window, length)
-    return reach * (reach + 1) // 2 + (length - reach) * reach
 
 
 def cache_elements(config: PreTrainedConfig) -> tuple[int, int, int]:

@@ -12,7 +12,8 @@ from rich.text import Text
 from transformers import PreTrainedConfig
 
 from ..model.patterns import parse
-from .costs import Costs, cache_dtype, count_costs, default_length, stacks_of
+from .arithmetic import count_closed
+from .costs import cache_dtype, default_length, stacks_of
 
 SHAPES = {
     "variform_encoder": "encoder: a token sees both ways",
@@ -30,13 +31,12 @@ POOLED = {"first": "the first token", "last": "the last token", "mean": "the mea
 LABEL_WIDTH = len("cross-attention")
 
 
-def describe(config: PreTrainedConfig, name: str | None = None, costs: Costs | None = None) -> RenderableType:
+def describe(config: PreTrainedConfig, name: str | None = None) -> RenderableType:
     """The form of `config` in words, with its costs, within 100 columns and 40 lines.
 
     Args:
         config: any config of the family.
         name: what to call it in the title. Default: its shape alone.
-        costs: its costs, where they are known. Default: `count_costs(config)`.
     """
     stacks = stacks_of(config)
     is_pair = len(stacks) > 1
@@ -52,7 +52,7 @@ def describe(config: PreTrainedConfig, name: str | None = None, costs: Costs | N
     below = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     below.add_column(style="bold", min_width=LABEL_WIDTH)
     below.add_column()
-    for label, words in {**describe_whole(config), **describe_costs(config, costs or count_costs(config))}.items():
+    for label, words in {**describe_whole(config), **describe_costs(config)}.items():
         below.add_row(label, words)
     title = Text.assemble((f"{name}, " if name else "", "bold"), SHAPES[config.model_type])
     return Group(title, "", table, "", below)
@@ -120,9 +120,9 @@ def describe_whole(config: PreTrainedConfig) -> dict[str, str]:
     return words
 
 
-def describe_costs(config: PreTrainedConfig, costs: Costs) -> dict[str, str]:
+def describe_costs(config: PreTrainedConfig) -> dict[str, str]:
     """What the form costs, in words."""
-    length = default_length(config)
+    costs, length = count_closed(config), default_length(config)
     text = f"a text of {length:,} tokens"
     is_sparse = costs.active_parameters < costs.parameters
     words = {

@@ -17,7 +17,7 @@ from rich.text import Text as Line
 from ..model.lsh import OwnKeys, as_key, see_by_hash
 from ..model.pattern_base import Pattern, Text, pairs_of, visible_matrix
 from ..model.sparse_patterns import Lsh
-from .costs import seen_pairs
+from .pairs import seen_pairs
 from .views import Subject, View, views_of
 
 # The width of the random states that are hashed for an example
