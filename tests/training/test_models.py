@@ -1,6 +1,7 @@
 """Where a run's model comes from: a form, our checkpoints, foreign ones; whole or refused, under any head."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,47 @@ def test_a_foreign_checkpoint_goes_on_under_its_head_or_a_new_one(tokenizer, tmp
         assert model(ids).logits.shape == (2, 3)
     else:
         torch.testing.assert_close(model(ids).logits, native(ids).logits, rtol=0, atol=1e-5)
+
+
+def write_gguf(path: Path) -> None:
+    """A tiny Llama as llama.cpp stores one: the head is the embeddings."""
+    gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: pip install -r tests/weights.txt")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_feed_forward_length(24)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(300)
+    shapes = {"token_embd": (300, 16), "output_norm": (16,), "blk.0.attn_norm": (16,), "blk.0.ffn_norm": (16,)}
+    shapes |= {f"blk.0.attn_{part}": (16, 16) for part in ("q", "k", "v", "output")}
+    shapes |= {"blk.0.ffn_gate": (24, 16), "blk.0.ffn_up": (24, 16), "blk.0.ffn_down": (16, 24)}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", torch.randn(shape).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_file_of_llama_cpp_goes_on_under_its_head_or_one_of_the_classes_given(tokenizer, tmp_path):
+    """It had a head of two classes, whatever the data had."""
+    torch.manual_seed(0)
+    write_gguf(tmp_path / "tiny.gguf")
+    labels = {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}}
+    start, ids = options(model=str(tmp_path / "tiny.gguf")), torch.randint(5, 300, (2, 9))
+    writer = build_model(start, AutoModelForCausalLM, tokenizer).eval()
+    model = build_model(start, AutoModelForSequenceClassification, tokenizer, **labels).eval()
+    assert model.config.id2label == labels["id2label"]
+    assert model(ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, 3)
+    states = [each.base_model(ids).last_hidden_state for each in (writer, model)]
+    torch.testing.assert_close(*states, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        writer(ids).logits, states[0] @ writer.get_input_embeddings().weight.T, rtol=0, atol=1e-5
+    )
 
 
 def test_classes_that_agree_in_number_keep_the_head_that_was_trained(tokenizer, tmp_path):

@@ -10,6 +10,7 @@ import torch
 import yaml
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -188,7 +189,9 @@ def load_model(options: ModelArguments, auto_class: Any, on_meta: bool, fields: 
     path, gguf = split_gguf(str(options.model))
     loading: dict[str, Any] = {"attn_implementation": options.attn_implementation, "dtype": torch.float32}
     if gguf:
-        return from_hf(path, auto_class=auto_class, **gguf, **loading)
+        if auto_class.__name__.endswith("LM"):
+            return from_hf(path, auto_class=auto_class, **gguf, **loading)
+        return with_head(from_hf(path, auto_class=AutoModel, **gguf, **loading), auto_class, options, fields)
     folder = find_folder(path, revision=options.revision)
     read_config(folder / CONFIG_NAME)
     check_folder(folder)
