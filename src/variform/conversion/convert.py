@@ -256,7 +256,7 @@ def build(conversion: engine.Conversion, read: engine.Read, options: Mapping[str
             **{"dtype": conversion.config.dtype, **options},
         )
     model, info = loaded
-    model.config.name_or_path = name
+    model.name_or_path = model.config.name_or_path = name  # PEFT would ask the Hub for a model called None
     wrong = {kind: sorted(names) for kind, names in info.items() if names and kind != "error_msgs"}
     if wrong:
         raise ValueError(f"{conversion.model_class.__name__} did not take every tensor: {wrong}.")

@@ -206,9 +206,8 @@ def save_adapter(model: "PeftModel", folder: str | Path, *, base_name: str | Non
     from peft import get_base_model_state_dict
 
     base: Any = model.get_base_model()
-    base.name_or_path = base.config.name_or_path  # where PEFT reads it; conversion leaves the word None there
     for config in model.peft_config.values():
-        config.base_model_name_or_path = base.name_or_path or None
+        config.base_model_name_or_path = base.config.name_or_path or None
     model.save_pretrained(str(folder))
     if base_name is not None:  # PEFT would read a native config of that name as one of ours while it saves
         path = Path(folder) / CONFIG_FILE
