@@ -137,7 +137,8 @@ def test_compressors_get_the_held_out_text_alone_or_after_the_training_text():
     assert sizes["xz -9e, trained"] < sizes["xz -9e"] / 3
 
 
-def test_a_training_text_beyond_the_memory_of_xz_is_no_baseline(monkeypatch):
+def test_no_training_text_and_one_beyond_the_memory_of_xz_are_no_baseline(monkeypatch):
+    assert "xz -9e, trained" not in compress([], ["def"])
     monkeypatch.setattr(compression, "XZ_DICTIONARY", 5)
     assert "xz -9e, trained" not in compress(["abc"], ["def"])
 

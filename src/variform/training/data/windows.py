@@ -23,7 +23,7 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, ends: bo
     Raises:
         ValueError: for a tokenizer without such a token.
     """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = start_of(tokenizer)
     if start is None:
         raise ValueError("`tokenizer` has neither a `bos_token` nor an `eos_token` to begin a text with.")
     end = [tokenizer.eos_token_id] if ends and tokenizer.eos_token_id not in (None, start) else []
@@ -34,6 +34,11 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, ends: bo
             ids = ids[:-1]
         pieces.append(torch.tensor([*([] if ids[:1] == [start] else [start]), *ids, *end], dtype=torch.int32))
     return torch.cat(pieces)
+
+
+def start_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that a text begins with: the `bos_token` or, as GPT-2 has it, the `eos_token`."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
 def begin(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -134,9 +139,11 @@ def count_surprise(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Returns:
         `(batch, 2)` float32: the surprise at the labelled tokens, in nats, and their number.
     """
-    targets = labels[:, 1:]
-    nats = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
-    return torch.stack((nats.sum(dim=1), (targets != IGNORED).sum(dim=1).to(nats.dtype)), dim=1)
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    # A row a token: with the classes in the middle, or without the last position, all logits would be copied
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    sums = nats.view_as(targets).sum(dim=1)
+    return torch.stack((sums, (targets != IGNORED).sum(dim=1).to(sums.dtype)), dim=1)
 
 
 class BitsPerByte:
