@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
     if not run.train(trainer):
         return STOPPED
     scores = trainer.evaluate()
-    others = compress(data["train"]["text"], held_out)
+    others = without_adapters(trainer, judged) | compress(data["train"]["text"], held_out)
     measured = {
         "bits_per_byte": scores["eval_bits_per_byte"],
         "baselines": others,
@@ -142,13 +142,22 @@ def make_rows(
     if task.rows == "join":
         stream = encode(data["train"]["text"], tokenizer, ends=True)
         return TokenWindows([stream], context=task.max_length, stride=task.max_length - 1), pad_causal
-    documents = tokenize_documents(data, tokenizer, max_length=task.max_length, vocab_size=config.vocab_size)
+    options = {"max_length": task.max_length, "vocab_size": config.vocab_size, "starts": True}
+    documents = tokenize_documents(data, tokenizer, **options)
     run.say({}, documents.report)
     if task.rows == "pad":
         return documents.data["train"], pad_causal
     packed = PackedDataset(documents.data["train"], task.max_length, seed=run.training.seed)
     run.say({"packed": packed.facts()}, {})
     return packed, PackedOrPlain(PackingCollator(config, task.max_length), pad_causal)
+
+
+def without_adapters(trainer: Any, judged: TokenWindows) -> dict[str, float]:
+    """Bits per byte of what LoRA began with, as a baseline; empty where a whole model was trained."""
+    if not hasattr(trainer.model, "peft_config"):
+        return {}
+    with trainer.model.disable_adapter():
+        return {"without adapters": trainer.predict(judged).metrics["test_bits_per_byte"]}
 
 
 def go_on(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, task: TextArguments) -> None:

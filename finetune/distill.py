@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
         )
     check_length(model.config, task.max_length)
     if options.dry_run:
-        return run.show_plan(model, auto_class, task.max_length)
+        return run.show_plan(model, auto_class, task.max_length, besides={"teacher": teacher})
     examples, judging = make_examples(task, data, tokenizer, model.config.vocab_size, training.seed)
     run.say(known, examples.report)
     trainer = run.trainer(
@@ -171,7 +171,7 @@ def make_examples(
         examples.data["validation"] = mask_once(examples.data["validation"], tokenizer, task.masked, seed)
         collator, count, judge = MaskingCollator(tokenizer, task.masked, seed), count_hits, masked_scores
     else:
-        examples = tokenize_documents(data, tokenizer, **options)
+        examples = tokenize_documents(data, tokenizer, starts=True, **options)
         collator, count, judge = pad_causal, count_surprise, token_perplexity
     return examples, {"data_collator": collator, "preprocess_logits_for_metrics": count, "compute_metrics": judge}
 

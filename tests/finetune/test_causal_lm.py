@@ -183,6 +183,8 @@ def test_it_starts_from_a_model_of_ours_and_from_llama(script, texts, trained, t
         torch.testing.assert_close(converted, llama(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+# PEFT looked on the Hub for a base called None
+@pytest.mark.filterwarnings("error:Could not find a config file")
 def test_adapters_know_what_they_belong_to(script, load_script, texts, tokenizers, tmp_path, capsys):
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=320, **sizes)).save_pretrained(tmp_path / "llama")
@@ -197,6 +199,11 @@ def test_adapters_know_what_they_belong_to(script, load_script, texts, tokenizer
     measured = metrics(tmp_path / "lora")
     assert script.main(arguments) == 0
     assert metrics(tmp_path / "lora")["bits_per_byte"] == measured["bits_per_byte"]
+    judged = ["--eval_files", texts[3], "--sample_by", "document", "--max_length", str(LENGTH), *named[:4]]
+    assert load_script("evaluate").main([*judged, "--output_dir", str(tmp_path / "judged")]) == 0
+    before = metrics(tmp_path / "judged")["bits_per_byte"]
+    assert measured["baselines"]["without adapters"] == pytest.approx(before, abs=1e-6) != measured["bits_per_byte"]
+    assert "| without adapters | " in (tmp_path / "lora" / "README.md").read_text(encoding="utf-8")
     merge = load_script("merge_lora")  # without `--base`: the folder says what it is
     assert merge.main(["--adapter", str(tmp_path / "lora"), "--output_dir", str(tmp_path / "merged")]) == 0
 

@@ -21,6 +21,7 @@ from variform.training.data.tokenizing import (
     tokenize_questions,
     tokenize_words,
 )
+from variform.training.data.windows import encode
 from variform.training.tokenizer import byte_tokenizer, letters_and_symbols_tokenizer, train_tokenizer
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "##a", "##b", "##c", "?"]
@@ -65,6 +66,22 @@ class TestDocuments:
 
     def test_a_special_token_of_the_tokenizer_s_own_is_end_enough(self):
         data, _ = tokenize_documents(splits([{"text": "a b"}]), word_pieces(), max_length=9)
+        assert data["train"][0]["input_ids"] == [2, 5, 6, 3]
+
+    @pytest.mark.parametrize("frame", ["both", "end", "none", "start"])
+    def test_a_text_to_write_starts_and_ends_as_a_stream_has_it(self, frame):
+        """Rows that are trained on began without the start that the judged text has, where no tokenizer puts it there."""
+        tokenizer, texts = train_tokenizer(["abc"] * 3, 262, frame=frame), ["bac", "bacbac"]
+        data, report = tokenize_documents(
+            splits([{"text": text} for text in texts]), tokenizer, max_length=6, starts=True
+        )
+        fitting, cut = data["train"]["input_ids"]
+        assert fitting == encode(texts[:1], tokenizer, ends=True).tolist()
+        assert len(cut) == 6 and cut[:5] == encode(texts[1:], tokenizer).tolist()[:5]
+        assert report["train truncated"] == 1
+
+    def test_a_tokenizer_without_a_start_begins_with_the_text(self):
+        data, _ = tokenize_documents(splits([{"text": "a b"}]), word_pieces(), max_length=9, starts=True)
         assert data["train"][0]["input_ids"] == [2, 5, 6, 3]
 
     def test_blocks_lose_nothing(self):

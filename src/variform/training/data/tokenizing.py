@@ -16,6 +16,8 @@ from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
+from .windows import start_of
+
 IGNORED = -100
 # Of a row: whether its text was longer than it may be, and whether anything of it is trained on
 CUT, TRAINED = "_cut", "_trained"
@@ -35,7 +37,12 @@ class Tokenized(NamedTuple):
 
 
 def tokenize_documents(
-    data: DatasetDict, tokenizer: PreTrainedTokenizerBase, *, max_length: int, vocab_size: int | None = None
+    data: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    vocab_size: int | None = None,
+    starts: bool = False,
 ) -> Tokenized:
     """`text` -> `input_ids`, `attention_mask`, `labels` for a causal model: an example a text.
 
@@ -45,15 +52,19 @@ def tokenize_documents(
     Args:
         max_length: tokens; what is beyond is cut off.
         vocab_size: of the model; an id beyond it is refused.
+        starts: each text begins as `windows.encode` has it, for a model that writes: many tokenizers put no start there
+            themselves, and nothing would teach how a text begins.
     """
-    return _tokenize(data, _documents, tokenizer, vocab_size, max_length=max_length)
+    return _tokenize(data, _documents, tokenizer, vocab_size, max_length=max_length, starts=starts)
 
 
-def _documents(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Batch:
-    encoded, cut = _encode(tokenizer, batch["text"], max_length=max_length)
+def _documents(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_length: int, starts: bool) -> Batch:
+    start = _missing_start(tokenizer) if starts else []
+    encoded, cut = _encode(tokenizer, batch["text"], max_length=max_length - len(start))
+    rows = [[*start, *row] for row in encoded["input_ids"]]
     ids = [
         [*row, *_missing_end(row, tokenizer)] if len(row) < max_length and not is_cut else row
-        for row, is_cut in zip(encoded["input_ids"], cut)
+        for row, is_cut in zip(rows, cut)
     ]
     return {**_causal(ids), CUT: cut}
 
@@ -357,6 +368,12 @@ def _encode(
     if any(cut):
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, **options)
     return encoded, cut
+
+
+def _missing_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that a text begins with in a list, where the tokenizer has one and does not put it there itself."""
+    start = start_of(tokenizer)
+    return [] if start is None or tokenizer("a")["input_ids"][:1] == [start] else [start]
 
 
 def _missing_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
