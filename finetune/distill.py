@@ -145,7 +145,7 @@ def main(argv: list[str]) -> int:
         lambda: run.card(
             trainer,
             auto_class=auto_class,
-            summary=f"A small model that learned from one of {teacher.num_parameters() / 1e6:.1f} M parameters.",
+            summary=f"A small model that learned from one of {teacher.num_parameters():,} parameters.",
             example=data["validation"]["text"][0],
             dataset=source.dataset or "files",
             evaluated_on=f"{len(data['validation']):,} held-out texts",

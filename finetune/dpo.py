@@ -83,9 +83,15 @@ def main(argv: list[str]) -> int:
     model = build_model(start, auto_class, tokenizer, lora=lora, trained=run.trained, on_meta=options.dry_run)
     if not training.balance_experts:
         model.config.router_aux_loss_coef = 0.0
+    elif model.config.router_aux_loss_coef > 0:
+        raise ValueError(
+            f"`router_aux_loss_coef={model.config.router_aux_loss_coef}`: trl would train without the balance loss of the "
+            "experts; give it up with `--balance_experts false`."
+        )
     check_length(model.config, training.max_length)
     if options.dry_run:
-        return run.show_plan(model, auto_class, training.max_length)
+        besides = {} if lora.use_peft else {"reference": model}
+        return run.show_plan(model, auto_class, training.max_length, besides=besides)
     data = load_data(source, needs=("prompt", "chosen", "rejected"))
     trainer = run.trainer(
         SafeDPOTrainer,

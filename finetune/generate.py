@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
     """Write; returns the exit status."""
     task, start = parse_recipe([GenerationArguments, ModelArguments], argv, description=__doc__)
     model, tokenizer = load_for_use(start)
+    model.generation_config.max_length = None  # how long answers are is said here
     if task.chat and not tokenizer.chat_template:
         raise ValueError(
             f"`chat`: the tokenizer of {start.model} has no chat template; leave `chat` out to go on with texts."

@@ -8,6 +8,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
 from strategies import forms, sample
 from tiny import CONFIGS, inputs, tiny
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
@@ -17,7 +19,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_expe
 import variform
 from variform.cli import main
 from variform.report.dry_step import run_dry_step
-from variform.report.plan import build, plan
+from variform.report.plan import build, describe, plan
+from variform.training.lora import lora_targets
 
 OPTIMIZERS = {
     "adamw": torch.optim.AdamW,
@@ -221,6 +224,27 @@ def test_layouts_share_out_what_they_say(parallel, share):
     assert found.tokens_per_step == 4 * alone.tokens_per_step and found.step_flops == 4 * alone.step_flops
 
 
+@pytest.mark.parametrize("name", ["decoder", "experts", "experts in a list", "pair", "encoder"])
+@pytest.mark.parametrize("parallel", ["ddp", "zero3"])
+def test_only_adapters_have_gradients_and_a_state(name, parallel):
+    config = KEPT.get(name, tiny("encoder", **WIDE))
+    model = train(config)
+    targets = lora_targets(model)
+    with_head = LoraConfig(
+        r=4, modules_to_save=["classifier"], **targets
+    )  # of a classifier, whose head this model has not
+    found = plan(config, adapter=with_head, length=64, device="cpu", parallel=parallel)
+    peft_model = get_peft_model(model, LoraConfig(r=4, **targets))
+    given = batch_of(model, 1, 64)
+    assert found.parameters == plan(config, length=64).parameters
+    assert found.parameter_bytes == sum(parameter.nbytes for parameter in peft_model.parameters())
+    assert found.trained_parameters == peft_model.get_nb_trainable_parameters()[0]
+    assert found.gradient_bytes == 4 * found.trained_parameters
+    assert found.optimizer_bytes == pytest.approx(8 * found.trained_parameters, rel=0.01)
+    assert found.activation_bytes == pytest.approx(kept_bytes(peft_model, given), rel=0.2)
+    assert found.backward_flops < plan(config, length=64, device="cpu").backward_flops
+
+
 @pytest.mark.slow
 def test_large_forms_need_no_memory():
     config = variform.VariformDecoderConfig(
@@ -249,12 +273,21 @@ def test_command_prints_what_fits_and_how_long_it_takes(capsys):
     assert "109.5 M" in said and "80 GB" in said and "7,812,500" in said
 
 
+def test_units_follow_the_size(capsys):
+    """What fits in megabytes is not told in thousandths of a gigabyte."""
+    form = {"model_type": "variform_decoder", "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1}
+    Console(width=100).print(describe(plan({**form, "num_attention_heads": 4}, length=8)))
+    said = capsys.readouterr().out
+    assert " kB " in said and "│ 19,680 " in said and "945 k" in said and " 0.000 " not in said
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"batch_size": 0}, "`batch_size=0` must be at least 1."),
         ({"optimizer": "adam"}, "`optimizer='adam'` must be one of adamw, sgd, adafactor."),
         ({"parallel": "ep", "processes": 2}, "the form has none: set `num_experts`"),
+        ({"parallel": "tp", "adapter": LoraConfig()}, "an `adapter` trains beside them; use 'fsdp2'"),
         ({"parallel": "tp", "processes": 3}, "must divide `num_attention_heads=4` of the decoder"),
         ({"dtype": "int8"}, "`dtype=int8` must be one of float32"),
         ({"tokens": 0}, "`tokens=0` must be above 0."),

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..forms import from_config, load_config
 from .costs import default_length, idle_parameters, stacks_of
-from .dry_step import DryStep, run_dry_step
+from .dry_step import run_dry_step
+from .form import units
 
 Optimizer = Literal["adamw", "sgd", "adafactor"]
 Parallel = Literal["ddp", "fsdp2", "tp", "ep", "zero2", "zero3"]
@@ -26,6 +27,8 @@ DEVICES = (8, 16, 24, 40, 80)
 USABLE = 0.9
 # Logits that the loss holds at a time on an accelerator, in float32 with their gradients
 CHUNK_LOGITS = {"cuda": 2**27, "cpu": 3 * 2**21}
+# Units of memory, the largest first
+BYTES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 # Styles of transformers' plan by which each process holds a part of a weight
 SPLITTING = ("colwise", "rowwise", "packed", "embedding_rowwise", "grouped_gemm")
 # A bias is split where its output is
@@ -37,6 +40,7 @@ class Plan(NamedTuple):
 
     parameters: int  # of the whole model; a tied matrix and a shared layer count once
     active_parameters: int  # the same without the experts that a token leaves idle
+    trained_parameters: int  # all, or those of an adapter
     parameter_bytes: int
     buffer_bytes: int
     gradient_bytes: int
@@ -113,6 +117,7 @@ def plan(
     tokens: int | None = None,
     flops_per_second: float | None = None,
     device: Device = "cuda",
+    adapter: Any = None,
 ) -> Plan:
     """What training a form takes, without memory for it; seconds for a model of 70 billion parameters.
 
@@ -132,6 +137,7 @@ def plan(
             "zero3" parameters too; "tp" the widths of layers; "ep" experts, and the rest as "fsdp2".
         tokens, flops_per_second: of the training, and of one device.
         device: whose kernels: on a "cpu", dropout keeps more.
+        adapter: a config of PEFT, such as a `LoraConfig`, of what is trained in place of the model.
 
     Raises:
         ValueError: naming the argument, its value and the mend; for a layout that the form cannot have, naming the field.
@@ -153,28 +159,33 @@ def plan(
     for name, amount in {"tokens": tokens, "flops_per_second": flops_per_second}.items():
         if amount is not None and amount <= 0:
             raise ValueError(f"`{name}={amount}` must be above 0.")
-    check_layout(config, parallel, processes)
-    model = build(config, auto_class, number_type)
+    check_layout(config, parallel, processes, adapter)
+    plain = build(config, auto_class, number_type)
+    model = plain if adapter is None else adapted(build(config, auto_class, number_type), adapter)
     shards = share_out(model, parallel, processes)
     sizes = [(parameter, shards[name]) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    step = dry_step_of(config, parallel, processes, number_type, batch_size, length, device, gradient_checkpointing)
+    runs = step_model(config, parallel, processes, number_type, adapter)
+    step = run_dry_step(runs, batch_size, length, device=device, gradient_checkpointing=gradient_checkpointing)
     bytes_of = {
         name: numel(shape) * parameter.itemsize for (name, shape), parameter in zip(shards.items(), model.parameters())
     }
     whole = sum(parameter.nbytes for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter, _ in sizes)
     gradients = sum(numel(shape) * parameter.itemsize for parameter, shape in sizes)
     state = sum(optimizer_bytes(optimizer, shape, parameter.dtype) for parameter, shape in sizes)
     shard = sum(math.ceil(parameter.nbytes / processes) for parameter, _ in sizes)
     if parallel in ("zero2", "zero3"):
         gradients = shard
         # DeepSpeed flattens the parameters and, of others than float32, has a copy of its own
-        part, trained = (math.ceil(model.num_parameters() / processes),), torch.float32
-        state = optimizer_bytes(optimizer, part, trained) + (4 * numel(part) if number_type != trained else 0)
+        part = (math.ceil(trained / processes),)
+        state = optimizer_bytes(optimizer, part, torch.float32)
+        state += 4 * numel(part) if number_type != torch.float32 else 0
     vocab = stacks_of(config)["decoder" if config.is_encoder_decoder else next(iter(stacks_of(config)))].vocab_size
     replicas = 1 if parallel == "tp" else processes
     return Plan(
-        parameters=model.num_parameters(),
-        active_parameters=model.num_parameters() - idle_parameters(model),
+        parameters=plain.num_parameters(),
+        active_parameters=plain.num_parameters() - idle_parameters(plain),
+        trained_parameters=trained,
         parameter_bytes=whole if parallel == "zero2" else sum(bytes_of.values()),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         gradient_bytes=gradients,
@@ -210,14 +221,29 @@ def build(config: PreTrainedConfig, auto_class: Any, dtype: torch.dtype) -> PreT
         return from_config(copy.deepcopy(config), auto_class=auto_class, dtype=dtype).train()
 
 
+def adapted(model: PreTrainedModel, adapter: Any) -> PreTrainedModel:
+    """The model with the layers of an adapter inside it, which alone are trained; of a head that it does not have, nothing."""
+    from peft import get_peft_model  # an extra
+
+    adapter = copy.deepcopy(adapter)
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    adapter.modules_to_save = [name for name in adapter.modules_to_save or [] if name in names] or None
+    adapter.task_type = None
+    return get_peft_model(model, adapter).get_base_model()
+
+
 def check_choices(**choices: Any) -> None:
     for name, (value, kind) in choices.items():
         if value not in get_args(kind):
             raise ValueError(f"`{name}={value!r}` must be one of {', '.join(get_args(kind))}.")
 
 
-def check_layout(config: PreTrainedConfig, parallel: Parallel, processes: int) -> None:
+def check_layout(config: PreTrainedConfig, parallel: Parallel, processes: int, adapter: Any) -> None:
     """Refuses a layout whose parts are not whole."""
+    if adapter is not None and parallel in ("tp", "ep"):
+        raise ValueError(
+            f"`parallel={parallel!r}` shares out whole weights, and an `adapter` trains beside them; use 'fsdp2'."
+        )
     for side, stack in stacks_of(config).items():
         if parallel == "ep" and stack.num_experts % processes:
             raise ValueError(
@@ -236,14 +262,16 @@ def check_layout(config: PreTrainedConfig, parallel: Parallel, processes: int) -
         )
 
 
-def dry_step_of(config, parallel, processes, dtype, batch_size, length, device, gradient_checkpointing) -> DryStep:
-    """A step of one process: under tensor parallelism, that of a form with its share of heads and inner width."""
+def step_model(
+    config: PreTrainedConfig, parallel: Parallel, processes: int, dtype: Any, adapter: Any
+) -> PreTrainedModel:
+    """What one process runs: under tensor parallelism, a form with its share of heads and inner width."""
     if parallel == "tp":
         config = copy.deepcopy(config)
         for stack in stacks_of(config).values():
             narrow(stack, processes)
-    options = {"device": device, "gradient_checkpointing": gradient_checkpointing}
-    return run_dry_step(build(config, None, dtype), batch_size, length, **options)
+    model = build(config, None, dtype)
+    return model if adapter is None else adapted(model, adapter)
 
 
 def narrow(stack: PreTrainedConfig, processes: int) -> None:
@@ -351,18 +379,22 @@ def describe(found: Plan) -> RenderableType:
 def memory_table(found: Plan) -> Table:
     who = "one process" if found.processes == 1 else f"each of {found.processes} processes ({found.parallel})"
     dtype = str(found.dtype).removeprefix("torch.")
-    table = Table("", "GB", "", title=f"Memory of {who}, {found.batch_size} x {found.length:,} tokens, {dtype}")
+    unit, scale = next((unit, scale) for unit, scale in BYTES.items() if found.total_bytes >= scale or scale == 1e3)
+    table = Table("", unit, "", title=f"Memory of {who}, {found.batch_size} x {found.length:,} tokens, {dtype}")
     table.columns[1].justify = "right"
     idle = found.parameters - found.active_parameters
-    count = f"{found.parameters / 1e6:,.1f} M" + (
-        f", of which a token uses {found.active_parameters / 1e6:,.1f} M" if idle else ""
+    count = millions(found.parameters) + (
+        f", of which a token uses {millions(found.active_parameters)}" if idle else ""
+    )
+    of_these = (
+        "all" if found.trained_parameters == found.parameters else f"{millions(found.trained_parameters)} that train"
     )
     recomputed = (
         "the layers' inputs, and one layer made anew" if found.gradient_checkpointing else "all that backward reads"
     )
     rows = {
         "parameters": (found.parameter_bytes, count),
-        "gradients": (found.gradient_bytes, "as many"),
+        "gradients": (found.gradient_bytes, f"of {of_these}"),
         "optimizer": (found.optimizer_bytes, found.optimizer),
         "buffers": (found.buffer_bytes, ""),
         "traffic": (
@@ -374,9 +406,11 @@ def memory_table(found: Plan) -> Table:
     }
     for name, (size, note) in rows.items():
         if size:
-            table.add_row(name, gigabytes(size), note)
+            table.add_row(name, f"{size / scale:,.3f}", note)
     table.add_section()
-    table.add_row("together", gigabytes(found.total_bytes), "and what kernels and fragments take, about a tenth")
+    table.add_row(
+        "together", f"{found.total_bytes / scale:,.3f}", "and what kernels and fragments take, about a tenth"
+    )
     return table
 
 
@@ -395,9 +429,9 @@ def cost_table(found: Plan) -> Table:
     table = Table("", "", title="Arithmetic")
     table.columns[1].justify = "right"
     table.add_row("tokens a step", f"{found.tokens_per_step:,}")
-    table.add_row("TFLOPs a step, all processes", f"{found.step_flops / 1e12:,.3f}")
+    table.add_row("FLOPs a step, all processes", units(found.step_flops))
     per_token = found.step_flops / found.tokens_per_step
-    table.add_row("GFLOPs a token", f"{per_token / 1e9:,.3f}")
+    table.add_row("FLOPs a token", units(per_token))
     table.add_row("... as a multiple of active parameters", f"{per_token / found.active_parameters:.1f}")
     if found.steps is not None:
         table.add_row(f"steps for {found.tokens:,} tokens", f"{found.steps:,}")
@@ -406,5 +440,5 @@ def cost_table(found: Plan) -> Table:
     return table
 
 
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.3f}"
+def millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"

@@ -110,8 +110,11 @@ def load_base(
         name = auto_class_of_ours(record["architecture"], saved)
         if isinstance(record["config"].get("id2label"), dict) and "Classification" in name:
             fields = {label: getattr(saved, label) for label in LABELS}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # about a head that the adapter brings: what it lacks is refused when it is loaded
     with quiet():
         model = load_model(ModelArguments(model=source), getattr(transformers, name), False, fields)
+    logging.set_verbosity(verbosity)
     path, gguf = split_gguf(source)
     dtype = None if gguf else getattr(transformers.AutoConfig.from_pretrained(find_folder(path)), "dtype", None)
     return model.eval(), dtype or torch.float32

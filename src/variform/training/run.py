@@ -60,6 +60,8 @@ def defaults(**more: str) -> dict[str, str]:
 
 def run_script(main: Callable[[list[str]], int]) -> None:
     """Run `main` on the command line and exit with the status it returns; a mistake of the user ends with one sentence."""
+    # PEFT and trl use a name of transformers that is to change: nothing that a user could mend
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
@@ -146,8 +148,6 @@ class Run:
             training.max_steps, training.num_train_epochs = -1, 1_000_000
         training.include_num_input_tokens_seen = "non_padding" if counts_tokens else "no"
         set_seed(training.seed)
-        # PEFT asks transformers by a name that is to change: nothing that a user could mend
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         disable_progress_bar()  # the ones for loading and saving a file; ours stays
         if not self.console.is_terminal or training.process_index > 0:
             datasets.disable_progress_bars()  # those of reading and tokenizing: nobody watches them grow
@@ -162,9 +162,13 @@ class Run:
             text = f"# {shlex.join(self.command)}\n{recipe}"
             (self.folder / "train_config.yaml").write_text(text, encoding="utf-8")
 
-    def show_plan(self, model: Any, auto_class: Any, length: int) -> int:
-        """What a dry run prints; returns the exit status."""
-        args = self.training
+    def show_plan(self, model: Any, auto_class: Any, length: int, *, besides: Mapping[str, Any] | None = None) -> int:
+        """What a dry run prints; returns the exit status.
+
+        Args:
+            besides: other models that are in memory and are not trained, by what they are, or None.
+        """
+        args, adapters = self.training, getattr(model, "peft_config", {})
         found = plan(
             model.config,
             auto_class=auto_class,
@@ -175,8 +179,14 @@ class Run:
             accumulation=args.gradient_accumulation_steps,
             processes=args.world_size,
             device="cpu" if args.use_cpu else "cuda",
+            adapter=next(iter(adapters.values()), None),
         )
         self.console.print(describe(found))
+        for name, other in (besides or {}).items():
+            size = sum(parameter.nbytes for parameter in other.parameters())
+            self.console.print(
+                f"Besides, the weights of the {name}: {size / 1e9:,.3f} GB, and what its forward takes."
+            )
         self.console.print("Nothing was trained or written: this was a dry run.")
         return 0
 
@@ -238,8 +248,8 @@ class Run:
         """
         watch_experts(trainer)
         if self.trained is None:
-            size, device = trainer.model.num_parameters() / 1e6, self.training.device
-            self.console.print(f"Model: {size:.2f} M parameters, on {device}.")
+            size, device = trainer.model.num_parameters(), self.training.device
+            self.console.print(f"Model: {size:,} parameters, on {device}.")
         if not trainer.train_safely(self.options.resume, allow_changes=self.options.allow_resume_changes):
             return False
         self.timer.restore(trainer.state)
@@ -299,9 +309,13 @@ class Run:
         if args.world_size > 1:
             facts["processes"] = f"{args.world_size}"
         if self.timer.steps:
-            minutes = self.timer.process_seconds / 60
-            facts["training time"] = f"{self.timer.seconds / 60:.1f} min, {minutes:.1f} min of one core"
+            wall, process = (in_minutes(seconds) for seconds in (self.timer.seconds, self.timer.process_seconds))
+            facts["training time"] = f"{wall}, {process} of one core"
         return facts
+
+
+def in_minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def sizes_and_form(model: Any) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class DataArguments:
         default=None, metadata={"help": "Its split to judge by; by default `validation`, else `test`."}
     )
     sample_by: str = field(
-        default="line", metadata={"help": "What an example of a text file is: line, paragraph or document."}
+        default="line",
+        metadata={"help": "What an example of a text file is: line, paragraph or document (causal_lm.py's default)."},
     )
     text_column: str | None = _column("text")
     text_pair_column: str | None = _column("second text")

@@ -99,8 +99,12 @@ def _hold_out(rows: Dataset, arguments: DataArguments, needs: Sequence[str]) -> 
     part = HELD_OUT if arguments.held_out is None else arguments.held_out
     size = max(1, round(len(distinct) * part)) if part < 1 else int(part)
     if size >= len(distinct):
+        is_text = bool(arguments.train_files) and arguments.sample_by == "document"
+        smaller = (
+            "; `sample_by: paragraph`, or line, makes more of a text file, or name `eval_files`" if is_text else ""
+        )
         raise ValueError(
-            f"`held_out={part:g}` leaves nothing to train on: there are {len(distinct):,} different examples."
+            f"`held_out={part:g}` leaves nothing to train on: there are {len(distinct):,} different examples{smaller}."
         )
     held_out = set(distinct[:size])
     rows.info.description = (
