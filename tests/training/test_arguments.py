@@ -145,7 +145,7 @@ def test_a_flag_without_recipe_is_refused():
 class Needs:
     teacher: str
     words: list[str] = field(default_factory=list)
-    report: str | list[str] | None = None
+    report: None | str | list[str] = None  # noqa: RUF036 - in the order of TrainingArguments, which is all that is read
 
 
 @pytest.mark.parametrize("words", [["-a", "--b", "c d"], ["-1"], []])
@@ -157,7 +157,7 @@ def test_words_of_a_recipe_are_no_flags(tmp_path, words):
 
 
 def test_what_must_be_given_is_asked_for():
-    with pytest.raises(ValueError, match="`teacher` must be given"):
+    with pytest.raises(ValueError, match="`--teacher` must be given"):
         parse_recipe([Needs], [])
 
 

@@ -1,8 +1,11 @@
 """What a run tells."""
 
+import pytest
 from transformers import TrainingArguments
 
 from variform.training.arguments import fields_of, parse_recipe
+from variform.training.checkpoints import commit
+from variform.training.data.arguments import DataArguments
 from variform.training.options import ModelArguments, RunArguments
 from variform.training.run import Run
 
@@ -29,3 +32,25 @@ def test_the_recipe_that_a_run_leaves_gives_its_arguments_again(tmp_path):
     assert fields_of(again[2]) == fields_of(
         parse_recipe(parts, [*given, "--use_cpu", "true", "--num_train_epochs", "2"])[2]
     )
+
+
+def test_a_trained_model_is_judged_again_as_what_it_is(tmp_path):
+    """With the command that trained it, and refused where the new one would have trained another."""
+    parts = [ModelArguments, DataArguments, RunArguments, TrainingArguments]
+    folder = tmp_path / "run"
+    first = ["--output_dir", str(folder), "--use_cpu", "true", "--model", "a", "--train_files", "two\nlines.txt"]
+
+    def run(*more: str) -> Run:
+        model, data, options, training = parse_recipe(parts, [*first, *more])
+        return Run(options, training, script="classify.py", argv=[*first, *more], others=[model, data])
+
+    command = run().command
+    (folder / "model.safetensors").write_bytes(b"x")
+    commit(folder, {})
+    again = run("--eval_files", "other.txt", "--per_device_eval_batch_size", "3")
+    assert again.trained == folder and again.command == command
+    for change in (["--learning_rate", "5"], ["--split_seed", "7"], ["--max_steps", "600"], ["--model", "b"]):
+        with pytest.raises(ValueError, match=rf"was trained otherwise: {change[0][2:]}: then .*, now {change[1]}"):
+            run(*change)
+    assert run("--split_seed", "7", "--allow_resume_changes", "split_seed").trained == folder
+    assert run("--learning_rate", "5", "--resume", "none").trained is None

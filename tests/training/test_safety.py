@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments, set_seed
 
 import variform
@@ -257,6 +258,11 @@ CHANGES = [
     ("optim", {"optim": "sgd"}, "checkpoint adamw_torch"),
     ("lr_scheduler_type", {"lr_scheduler_type": "cosine"}, "checkpoint linear, now cosine"),
     ("model_config.norm_eps", {"form": {"norm_eps": 1e-3}}, "checkpoint"),
+    ("learning_rate", {"learning_rate": 0.02}, "checkpoint 0.01, now 0.02"),
+    ("weight_decay", {"weight_decay": 0.5}, "checkpoint 0.0, now 0.5"),
+    ("adam_beta1", {"adam_beta1": 0.5}, "checkpoint 0.9, now 0.5"),
+    ("max_grad_norm", {"max_grad_norm": 0.5}, "checkpoint 1.0, now 0.5"),
+    ("warmup_steps", {"warmup_steps": 2}, "checkpoint 0, now 2"),
 ]
 
 
@@ -274,6 +280,27 @@ def test_a_change_may_be_allowed(stopped, make, capsys):
     trainer = make(seed=43)
     assert trainer.train_safely(allow_changes=["seed"]) and trainer.state.global_step == 6
     assert "Allowed: seed: checkpoint 42, now 43." in capsys.readouterr().out
+
+
+def test_what_is_allowed_to_change_of_the_optimizer_does(stopped, make, capsys):
+    trainer = make(learning_rate=0.04, weight_decay=0.5, adam_beta1=0.8)
+    assert trainer.train_safely(allow_changes=["learning_rate", "weight_decay", "adam_beta1"])
+    rates = {line["step"]: line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line}
+    # From 0.01 to 0 in 4 steps before; then the rest of a line from 0.04 to 0 in 6
+    assert rates[4] == pytest.approx(0.01 / 4) and rates[6] == pytest.approx(0.04 / 6)
+    groups = trainer.optimizer.param_groups
+    assert {group["betas"][0] for group in groups} == {0.8} and {group["weight_decay"] for group in groups} == {
+        0.0,
+        0.5,
+    }
+    assert "Note: max_steps: checkpoint 4, now 6." in capsys.readouterr().out
+
+
+def test_an_adapter_is_not_gone_on_with_as_a_model(stopped, make):
+    trainer = make()
+    trainer.model = get_peft_model(trainer.model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"adapter\.type: checkpoint None, now LORA"):
+        trainer.train_safely()
 
 
 def test_another_version_is_noted_only(stopped, make, capsys, monkeypatch):

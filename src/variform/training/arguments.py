@@ -72,7 +72,7 @@ def parse_recipe(
         sys.exit(0)
     missing = [action.dest for action in parser._actions if action.required and action.dest not in values]
     if missing:
-        raise ValueError(f"`{missing[0]}` must be given; `--help` says what it is.")
+        raise ValueError(f"`--{missing[0]}` must be given; `--help` says what it is.")
     values.pop("config", None)
     is_printed = values.pop("print_config", False)
     parsed = parser.parse_dict(values)

@@ -14,7 +14,9 @@ import transformers
 from transformers import Trainer, TrainingArguments
 
 EXAMPLES_READ = 64  # spread over the data, for its fingerprint and for the share of labels that count
-NOTED_ONLY = ("torch", "transformers")  # a difference is told, and no reason to stop
+NOTED_ONLY = ("torch", "transformers", "max_steps", "num_train_epochs")  # a difference is told, and no reason to stop
+# Numbers that a checkpoint's optimizer brings back, whatever a run that goes on was given
+OF_THE_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 IGNORED_LABEL = -100
 # Said by from_pretrained, not by the form
 NOT_OF_THE_FORM = ("transformers_version", "_name_or_path", "architectures", "auto_map")
@@ -31,9 +33,15 @@ def run_facts(trainer: Trainer) -> dict[str, Any]:
         "data_seed": args.data_seed,
         "data_length": data_length(trainer.train_dataset),
         "data_fingerprint": data_fingerprint(trainer.train_dataset),
+        "max_steps": args.max_steps,
+        "num_train_epochs": args.num_train_epochs,
+        "warmup_steps": args.warmup_steps,
+        "max_grad_norm": args.max_grad_norm,
+        **{name: getattr(args, name) for name in OF_THE_OPTIMIZER},
         "optim": str(getattr(args.optim, "value", args.optim)),
         "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         "model_config": _form(trainer.model),
+        "adapter": _adapter(trainer.model),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
@@ -155,6 +163,27 @@ def _form(model: Any) -> dict[str, Any]:
         return {}
     form = json.loads(config.to_json_string(use_diff=False))
     return {name: value for name, value in form.items() if name not in NOT_OF_THE_FORM}
+
+
+def _adapter(model: Any) -> dict[str, Any] | None:
+    """What an adapter is, of a model that has one."""
+    for config in getattr(model, "peft_config", {}).values():
+        fields = {
+            name: getattr(config, name, None) for name in ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
+        }
+        lists = {
+            name: getattr(config, name, None) for name in ("target_modules", "target_parameters", "modules_to_save")
+        }
+        return {
+            "type": str(config.peft_type.value),
+            **fields,
+            **{name: in_order(value) for name, value in lists.items()},
+        }
+    return None
+
+
+def in_order(names: Any) -> Any:
+    return names if names is None or isinstance(names, str) else sorted(names)
 
 
 def _add(digest: Any, value: Any) -> None:

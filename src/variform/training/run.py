@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from ..report.plan import describe, plan
 from .arguments import fields_of
 from .budget import TimeBudget
 from .checkpoints import RunLock, is_trained
+from .data.arguments import DataArguments
+from .facts import OF_THE_OPTIMIZER
 from .logs import RunLog
-from .lora import adapters_in_words
+from .lora import LoraArguments, adapters_in_words
 from .options import ModelArguments, RunArguments
 from .progress import ProgressReport
 from .routers import watch_experts
@@ -37,6 +40,21 @@ from .safety import Safety
 from .speed import StepTimer
 from .sweep import is_swept
 
+RECIPE = "train_config.yaml"  # all arguments of a run, below its command
+# What decides what a trained model is, and with it what its card may say; all else is about judging and telling
+DECIDED_BY = (
+    *(item.name for part in (ModelArguments, LoraArguments, DataArguments) for item in fields(part)),
+    *("minutes", "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "optim"),
+    *("lr_scheduler_type", "max_steps", "num_train_epochs", "warmup_steps", "max_grad_norm", *OF_THE_OPTIMIZER),
+)
+OF_JUDGING = (
+    "eval_files",
+    "eval_split",
+    "max_eval_examples",
+    "skip_bad_rows",
+    "attn_implementation",
+    "trust_remote_code",
+)
 STOPPED = 130  # the exit status of a run that was stopped and can go on
 # What the command line did not say and TrainingArguments would leave to chance: nothing is sent anywhere, every parameter of
 # every form has a gradient in every step, and there is a bar of our own
@@ -94,6 +112,35 @@ def refuse_run(options: RunArguments, training: TrainingArguments) -> None:
         raise ValueError(
             f"`resume={options.resume}` must be auto, none, or the folder of a checkpoint; it is no folder."
         )
+
+
+def refuse_other_training(folder: Path, given: Mapping[str, Any], allowed: Sequence[str]) -> list[str] | None:
+    """Raises ValueError where a model that is only judged again was trained otherwise than a command says.
+
+    Args:
+        folder: of the run that came to its end.
+        given: all arguments of the command that are not left out.
+        allowed: names of which it does not matter.
+
+    Returns:
+        The command that trained it, if `folder` tells.
+    """
+    file = folder / RECIPE
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8")
+    before = yaml.safe_load(text)
+    names = [
+        name for name in DECIDED_BY if name not in (*OF_JUDGING, *allowed) and before.get(name) != given.get(name)
+    ]
+    if names:
+        changes = "; ".join(f"{name}: then {before.get(name)}, now {given.get(name)}" for name in names)
+        raise ValueError(
+            f"{folder} holds a model that was trained otherwise: {changes}. Set it back to judge that model again; "
+            f"`--resume none` trains another in its place, another `output_dir` beside it, and `--resume CHECKPOINT` goes on."
+        )
+    command = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
+    return shlex.split("\n".join(command))
 
 
 def leave_group() -> None:
@@ -157,10 +204,12 @@ class Run:
         if writes:
             self._held.enter_context(RunLock(self.folder))  # until this process ends
         self.trained = self.folder if options.resume == "auto" and is_trained(self.folder) else None
-        if writes and self.trained is None:
+        if self.trained is not None:
+            self.command = refuse_other_training(self.trained, given, options.allow_resume_changes) or self.command
+        elif writes:
             recipe = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
-            text = f"# {shlex.join(self.command)}\n{recipe}"
-            (self.folder / "train_config.yaml").write_text(text, encoding="utf-8")
+            text = "".join(f"# {line}\n" for line in shlex.join(self.command).split("\n")) + recipe
+            (self.folder / RECIPE).write_text(text, encoding="utf-8")
 
     def show_plan(self, model: Any, auto_class: Any, length: int, *, besides: Mapping[str, Any] | None = None) -> int:
         """What a dry run prints; returns the exit status.

@@ -42,7 +42,7 @@ from .checkpoints import (
     staged_model,
 )
 from .divergence import DivergenceWatch
-from .facts import NOTED_ONLY, refuse_arguments, refuse_masked_labels, run_facts
+from .facts import NOTED_ONLY, OF_THE_OPTIMIZER, refuse_arguments, refuse_masked_labels, run_facts
 from .interruption import SaveAtEpochEnd, SaveOnInterrupt
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class SafeTraining(Base):
         self._skipped_in_a_row = 0
         self._facts: dict[str, Any] | None = None
         self._committed_step: int | None = None
+        self._renews_optimizer = False
         self._has_whole_loss = False  # what Trainer sums up is of all steps, not of those since the run went on
         self._micro_batches: list[tuple[Any, torch.Tensor]] = []  # of this step: what went in, and the loss
 
@@ -261,6 +262,7 @@ class SafeTraining(Base):
                 self.say(f"Note: {change}.")
             elif field in allow_changes or field.split(".")[0] in allow_changes:
                 self.say(f"Allowed: {change}.")
+                self._renews_optimizer |= field in OF_THE_OPTIMIZER
             else:
                 refused[change] = field.split(".")[0]
         if refused:
@@ -278,6 +280,19 @@ class SafeTraining(Base):
                     f"{checkpoint} has no {name}: with `save_only_model` a checkpoint holds a model, not a run. "
                     "Start from it as a model, or pass `--resume none`."
                 )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer's; numbers that were allowed to change are those that the run was given."""
+        given = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self._renews_optimizer:
+            return
+        for group, new in zip(self.optimizer.param_groups, given):
+            group["lr"] *= new["initial_lr"] / group["initial_lr"]
+            group.update({name: value for name, value in new.items() if name != "lr"})
+        self.lr_scheduler.base_lrs = [group["initial_lr"] for group in given]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As Trainer's; a name that nothing is measured by is a mistake of the user's."""
