@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 comma := ,
 # The newest torch this was tested with, where none is installed. `make TORCH=torch ...` takes another one
 TORCH ?= torch==2.13.0
-# The oldest releases that pyproject.toml admits
+# The oldest releases that pyproject.toml admits, and the newest of transformers
 LOWEST := transformers==5.20.0 peft==0.21.2 accelerate==1.10.0
+NEWEST := transformers==5.24.0 peft accelerate
 
 MINUTES ?= 5
 # The demo's recipe is made for two cores, a process each: two threads do little more than one on so small a model
@@ -20,7 +21,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test slow lowest quantized lint style conformance peft bench stranger
+.PHONY: help env demo test slow lowest newest quantized lint style conformance peft bench stranger
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,6 +41,10 @@ slow: $(VENV)/.installed-test  ## run the tests that take long, 15 core-minutes:
 
 lowest: $(VENV)-lowest/.installed  ## run the contract tests with the oldest transformers, PEFT and accelerate
 	$(VENV)-lowest/bin/python -m pytest tests/contract --ignore tests/contract/test_structure.py $(ARGS)
+
+newest: $(VENV)-newest/.installed  ## run the contract tests, and those of generation and memory, with the newest transformers
+	$(VENV)-newest/bin/python -m pytest tests/contract tests/integration/test_generation.py tests/model/test_memory.py \
+		--ignore tests/contract/test_structure.py $(ARGS)
 
 quantized: $(VENV)-quantized/.installed  ## run the tests of quantized experts, with torchao and bitsandbytes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)-quantized $(BIN)/python -m pytest tests/integration/test_moe_quantization.py $(ARGS)
@@ -97,8 +102,11 @@ $(VENV)-quantized/.installed: pyproject.toml | $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --no-deps --target $(VENV)-quantized 'torchao>=0.18' 'bitsandbytes>=0.50'
 	@touch $@
 
-$(VENV)-lowest/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)-lowest
-	$(VENV)-lowest/bin/python -c 'import torch' 2>/dev/null || $(VENV)-lowest/bin/pip install --quiet '$(TORCH)'
-	$(VENV)-lowest/bin/pip install --quiet -e . $(LOWEST) hypothesis matplotlib pytest
+$(VENV)-lowest/.installed: RELEASES := $(LOWEST)
+$(VENV)-newest/.installed: RELEASES := $(NEWEST)
+
+$(VENV)-lowest/.installed $(VENV)-newest/.installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -c 'import torch' 2>/dev/null || $(@D)/bin/pip install --quiet '$(TORCH)'
+	$(@D)/bin/pip install --quiet -e . $(RELEASES) hypothesis matplotlib pytest
 	@touch $@

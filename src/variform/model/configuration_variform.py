@@ -171,7 +171,7 @@ class VariformStackConfig(ExpertFields, VariformBaseConfig):
     """
 
     model_type: ClassVar[str] = ""
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
     is_causal_stack: ClassVar[bool] = False
 
     vocab_size: int = 32000
@@ -432,7 +432,7 @@ class VariformEncoderDecoderConfig(VariformBaseConfig):
     """
 
     model_type: ClassVar[str] = "variform_encoder_decoder"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "encoder_last_hidden_state"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache", "encoder_last_hidden_state"]
     base_model_fsdp_plan: ClassVar[dict[str, str]] = {}  # the stacks bring their own
     sub_configs_defaults: ClassVar[dict[str, Any]] = {
         "encoder": SubConfigSpec(VariformEncoderConfig),

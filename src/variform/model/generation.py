@@ -7,6 +7,8 @@ from transformers.cache_utils import DynamicLayer, EncoderDecoderCache, StaticLa
 from transformers.generation import GenerationMixin, MaxLengthCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
+from .outputs import CACHE
+
 logger = logging.get_logger(__name__)
 
 
@@ -39,7 +41,7 @@ class VariformGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(self: Any, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
         """transformers gives the cache of the cross-attention the decoder's windows; it reads the whole source."""
         GenerationMixin._prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if not isinstance(cache, EncoderDecoderCache):
             return
         layers = cache.cross_attention_cache.layers

@@ -1,5 +1,7 @@
 """The public classes: one stack each, or two, under a task's head."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
@@ -24,6 +26,7 @@ from .heads import (
 )
 from .losses import check_labels, shift_labels
 from .outputs import (
+    CACHE,
     DecoderOutput,
     EncoderDecoderOutput,
     EncoderOutput,
@@ -149,11 +152,8 @@ class VariformDecoderModel(TransformerStack, VariformDecoderPreTrainedModel):
             prefix_lengths,
             **kwargs,
         )
-        return DecoderOutput(
-            last_hidden_state=output.last_hidden_state,
-            past_key_values=output.past_key_values,
-            router_losses=output.router_losses,
-        )
+        cache: dict[str, Any] = {CACHE: output.past_key_values}
+        return DecoderOutput(last_hidden_state=output.last_hidden_state, router_losses=output.router_losses, **cache)
 
 
 class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
@@ -243,7 +243,7 @@ class VariformEncoderDecoderModel(VariformEncoderDecoderPreTrainedModel):
         router_losses = [losses for losses in of_stacks if losses is not None]  # added, as in Switch Transformers
         return EncoderDecoderOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
+            **{CACHE: getattr(decoder_outputs, CACHE)},
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -355,9 +355,8 @@ class VariformDecoderForCausalLM(LanguageModelHead, VariformDecoderPreTrainedMod
             num_items_in_batch=num_items,
         )
         loss = with_router_losses(loss, outputs, targets, self.config, num_items)
-        return RoutedCausalLMOutput(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, **recorded(outputs)
-        )
+        cache: dict[str, Any] = {CACHE: getattr(outputs, CACHE)}
+        return RoutedCausalLMOutput(loss=loss, logits=logits, **cache, **recorded(outputs))
 
 
 class VariformEncoderDecoderForConditionalGeneration(
@@ -451,7 +450,7 @@ class VariformEncoderDecoderForConditionalGeneration(
         return RoutedSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,

@@ -17,6 +17,9 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+# The field of an output that holds the cache, and the name under which `generate` passes it on: "cache" from 5.24 on
+CACHE = "cache" if "cache" in Seq2SeqModelOutput.__dataclass_fields__ else "past_key_values"
+
 
 @dataclass
 class StackRouting:

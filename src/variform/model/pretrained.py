@@ -17,6 +17,7 @@ from .configuration_variform import VariformDecoderConfig, VariformEncoderConfig
 from .masks import is_plain_mask
 from .moe import BiasedTokensChoose, Experts, Router
 from .norms import LayerScale, RMSNorm
+from .outputs import CACHE
 from .patterns import parse
 from .positions import AlibiBias, AxialPositions, LearnedPositions, RelativeBias, TransformerXlPositions, alibi_slopes
 
@@ -101,7 +102,7 @@ class VariformPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["TransformerLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -189,6 +190,12 @@ class VariformPreTrainedModel(PreTrainedModel):
         chosen = SPELLED_OUT if obstacle is not None else attn_implementation
         return super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As a module's. From transformers 5.24 on, `generate` says `cache` for `past_key_values`: the forward takes both."""
+        if "cache" in kwargs:
+            kwargs["past_key_values"] = kwargs.pop("cache")
+        return super().__call__(*args, **kwargs)
+
     @classmethod
     def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
         """Refuses an expert parallelism that the form cannot have; then as transformers does."""
@@ -201,14 +208,15 @@ class VariformPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def create_masks_for_generate(
-        config, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache, **kwargs
+        config, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
     ) -> torch.Tensor | None:
         """Generation with a static cache asks for masks in advance: the forward makes them itself, from a 2-D mask as long as
         the cache, so that its shape stays the same in every step."""
         if attention_mask is None or not is_plain_mask(attention_mask):
             return attention_mask
-        # A cache without layers, as `generate` begins with, has no length of its own
-        missing = past_key_values.get_max_length() - attention_mask.shape[1] if past_key_values.layers else 0
+        cache: Cache = kwargs[CACHE]
+        # One without layers, as `generate` begins with, has no length of its own
+        missing = cache.get_max_length() - attention_mask.shape[1] if cache.layers else 0
         return nn.functional.pad(attention_mask, (0, max(missing, 0)))
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.cache_utils import Cache, DynamicCache
 
+from ..model.outputs import CACHE
 from .safety import SafeTraining
 
 
@@ -115,7 +116,7 @@ class SegmentTrainer(SafeTraining, Trainer):
         memory = self._new_memory() if self.memory is None else self.memory
         inputs |= {"shift_labels": inputs.pop("labels"), "past_key_values": memory, "use_cache": True}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        self.memory = outputs.past_key_values
+        self.memory = getattr(outputs, CACHE)
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

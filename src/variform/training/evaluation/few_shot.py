@@ -13,6 +13,7 @@ import torch
 from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...model.outputs import CACHE
 from ..data.windows import begin
 from ..models import check_length
 
@@ -119,7 +120,7 @@ def score_answers(
 
     alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts))
     shared = min(len(list(alike)), min(map(len, prompts)) - 1)
-    memory = read(prompts[0][:shared], None).past_key_values if shared else None
+    memory = getattr(read(prompts[0][:shared], None), CACHE) if shared else None
     scores = torch.empty(len(prompts), len(answers[0]))
     for row, (prompt, own) in enumerate(zip(prompts, answers)):
         output = read(prompt[shared:], copy.deepcopy(memory))
@@ -127,7 +128,7 @@ def score_answers(
         for column, answer in enumerate(own):
             logits = first
             if len(answer) > 1:
-                rest = read(answer[:-1], copy.deepcopy(output.past_key_values)).logits[0].float()
+                rest = read(answer[:-1], copy.deepcopy(getattr(output, CACHE))).logits[0].float()
                 logits = torch.cat((first, rest))
             likelihoods = logits.log_softmax(dim=-1).gather(1, torch.tensor(answer, device=logits.device)[:, None])
             scores[row, column] = likelihoods.mean()
