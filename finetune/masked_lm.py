@@ -8,6 +8,7 @@ Whatever a recipe says as `name: value` can be given as `--name value`, which th
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import AutoModelForMaskedLM, TrainingArguments
 
@@ -15,6 +16,7 @@ from variform.hub.cards import Figure
 from variform.training.arguments import parse_recipe
 from variform.training.data.arguments import DataArguments
 from variform.training.data.masking import MaskingCollator, count_hits, mask_once, masked_scores
+from variform.training.data.packing import PackedDataset, PackedOrPlain, PackingCollator
 from variform.training.data.span_corruption import SetEpoch
 from variform.training.data.splits import facts, load_data
 from variform.training.data.tokenizing import tokenize_masked
@@ -32,7 +34,17 @@ class MaskingArguments:
 
     max_length: int = field(default=256, metadata={"help": "Tokens of an example."})
     join_texts: bool = field(default=False, metadata={"help": "Join texts and cut them into blocks of `max_length`."})
+    rows: Literal["pad", "pack"] = field(
+        default="pad",
+        metadata={"help": "Whether a row of a batch is one text, filled up, or several that do not see each other."},
+    )
     masked: float = field(default=0.15, metadata={"help": "The part of the tokens that are to be filled in."})
+
+    def __post_init__(self):
+        if self.join_texts and self.rows == "pack":
+            raise ValueError(
+                "`join_texts` fills rows with texts that see each other, and `rows: pack` keeps them apart."
+            )
 
 
 def main(argv: list[str]) -> int:
@@ -56,13 +68,18 @@ def main(argv: list[str]) -> int:
         data, tokenizer, max_length=task.max_length, blocks=task.join_texts, vocab_size=vocab_size
     )
     run.say(facts(data), examples.report)
+    train_on, collate = examples.data["train"], collator
+    if task.rows == "pack":
+        train_on = PackedDataset(train_on, task.max_length, seed=training.seed)
+        run.say({"packed": train_on.facts()}, {})
+        collate = PackedOrPlain(PackingCollator(model.config, task.max_length, masking=collator.hide), collator)
     trainer = run.trainer(
         SafeTrainer,
         model=model,
-        train_dataset=examples.data["train"],
+        train_dataset=train_on,
         eval_dataset=mask_once(examples.data["validation"], tokenizer, task.masked, training.seed),
         processing_class=tokenizer,
-        data_collator=collator,
+        data_collator=collate,
         callbacks=[SetEpoch(collator)],
         preprocess_logits_for_metrics=count_hits,
         compute_metrics=masked_scores,

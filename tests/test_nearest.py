@@ -18,6 +18,7 @@ REFUSED = [
     ({**ENCODER, "hidden_size": 30, "num_attention_heads": 8}, {"hidden_size": 32}),
     ({**ENCODER, "num_key_value_heads": 3}, {"num_key_value_heads": 4}),
     ({**ENCODER, "num_atention_heads": 8}, {"num_atention_heads": LEFT_OUT}),
+    ({**ENCODER, "num_hiden_layers": 2}, {"num_hiden_layers": LEFT_OUT}),
     ({**DECODER, "hiden_act": "gelu"}, {"hiden_act": LEFT_OUT, "hidden_act": "gelu"}),
     ({**DECODER, "hidden_act": "gleu"}, {"hidden_act": "gelu"}),
     ({**DECODER, "norm_placement": "prenorm"}, {"norm_placement": "pre"}),

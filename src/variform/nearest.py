@@ -160,9 +160,10 @@ def candidates(form: Mapping[str, Any], message: str) -> Iterator[Candidate]:
             if name in place and (name not in table or (prefix and name in PAIR_FIELDS)):
                 yield Candidate(DEFAULT, {prefix + name: LEFT_OUT})
                 for near in difflib.get_close_matches(name, table, n=2):
-                    if near not in place:
-                        moved = {prefix + name: LEFT_OUT, prefix + near: place[name]}
-                        yield Candidate(1 - likeness(name, near), moved)
+                    # Beside the field that was meant, a misspelt one is left out
+                    moved = {} if near in place else {prefix + near: place[name]}
+                    if moved or name not in table:
+                        yield Candidate(1 - likeness(name, near), {prefix + name: LEFT_OUT, **moved})
 
 
 def values_near(value: Any, field: Any, message: str) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """finetune/masked_lm.py: from a form, from checkpoints of both kinds, with adapters, and without training."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ def test_a_run_leaves_model_card_figures_log_and_curves(trained):
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     assert (trained / "plots" / "curves.png").is_file() and (trained / "train_config.yaml").is_file()
     AutoModelForMaskedLM.from_pretrained(trained)
+
+
+def test_packed_texts_are_masked_and_judged_alone(script, texts, trained, tokenizers, tmp_path, capsys):
+    start = ["--form", form("encoder"), "--tokenizer", tokenizers["both"], "--rows", "pack"]
+    assert script.main([*texts, *STEPS, *start, "--output_dir", str(tmp_path / "packed")]) == 0
+    assert re.search(r"Packed: 32 documents in \d+ rows of 32 tokens", capsys.readouterr().out)
+    lines = [json.loads(line) for line in (tmp_path / "packed" / "log.jsonl").read_text().splitlines()]
+    seen = max(line.get("num_input_tokens_seen", 0) for line in lines)
+    assert seen > 32 * 4 * 2 / 2  # eight rows that are nearly full, of twelve tokens a text
+    with pytest.raises(ValueError, match="`rows: pack` keeps them apart"):
+        script.main([*texts, *STEPS, *start, "--join_texts", "true", "--output_dir", str(tmp_path / "both")])
 
 
 def test_the_same_command_only_judges_again(script, texts, trained, tokenizers, capsys):

@@ -156,6 +156,18 @@ def test_words_of_a_recipe_are_no_flags(tmp_path, words):
     assert parsed.report == (words[0] if len(words) == 1 else words)
 
 
+def test_help_tells_defaults_and_whose_they_are(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_recipe(
+            [RunArguments, TrainingArguments], ["--help"], defaults={"seed": "7"}, description="What\n  it does."
+        )
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0 and "What\n  it does." in said
+    assert "(default: 7)" in said and "(default: wall)" in said
+    places = [said.index(word) for word in ("RunArguments:", "  --clock", "TrainingArguments:", "  --optim ")]
+    assert places == sorted(places)
+
+
 def test_what_must_be_given_is_asked_for():
     with pytest.raises(ValueError, match="`--teacher` must be given"):
         parse_recipe([Needs], [])

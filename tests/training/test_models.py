@@ -184,6 +184,17 @@ def test_what_only_training_reads_of_a_trained_model_can_be_set(tokenizer, tmp_p
         build_model(options(**given, set=["hidden_dropout=2"]), auto_class, tokenizer, on_meta=on_meta)
 
 
+def test_a_vocabulary_may_be_larger_than_the_tokenizers_where_it_is_asked_for(tokenizer):
+    assert (
+        make_config(options(form={**ENCODER, "vocab_size": 9}), tokenizer, {}).vocab_size == 300
+    )  # of another tokenizer
+    assert make_config(options(form=ENCODER, set=["vocab_size=512"]), tokenizer, {}).vocab_size == 512
+    pair = make_config(options(form=PAIR, set=["decoder.vocab_size=512"]), tokenizer, {})
+    assert (pair.encoder.vocab_size, pair.decoder.vocab_size) == (300, 512)
+    with pytest.raises(ValueError, match="`tokenizer` has 300 tokens, the model's `vocab_size` is 20"):
+        build_model(options(form=ENCODER, set=["vocab_size=20"]), AutoModelForMaskedLM, tokenizer)
+
+
 def test_a_decoder_of_another_family_takes_adapters(tokenizer, tmp_path):
     LlamaForCausalLM(LlamaConfig(vocab_size=300, **STACK)).save_pretrained(tmp_path)
     model = build_model(

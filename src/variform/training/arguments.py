@@ -23,6 +23,10 @@ class Said(NamedTuple):
     origin: str  # "command line", or the file and line
 
 
+class PlainHelp(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written, and the default of each argument."""
+
+
 def parse_recipe(
     dataclass_types: Sequence[Any],
     argv: Sequence[str],
@@ -47,12 +51,16 @@ def parse_recipe(
         ValueError: a recipe that is no mapping or names something twice, a name that no field has, a value that does not
             fit its field. The sentence begins with the file and line where there is one.
     """
+    for part in dataclass_types:
+        part._argument_group_name = part.__name__  # `--help` tells the few of a script apart from Trainer's many
     parser = HfArgumentParser(
         list(dataclass_types),
+        usage="%(prog)s [--config RECIPE] [--name value ...]",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=PlainHelp,
         allow_abbrev=False,
     )
+    parser.set_defaults(**(defaults or {}))  # for `--help`
     parser.add_argument("--config", metavar="RECIPE", action="append", help="A YAML file of `name: value` lines.")
     parser.add_argument("--print_config", action="store_true", help="Print all arguments and who gave them; stop.")
     actions = {word[2:]: action for action in parser._actions for word in action.option_strings if word[:2] == "--"}

@@ -87,7 +87,8 @@ def build_model(
     if trained is not None and not uses_lora:
         return auto_class.from_pretrained(trained, attn_implementation=options.attn_implementation)
     if (options.form is None) == (options.model is None):
-        raise ValueError("Give `form`, to train a new model, or `model`, to go on from one; not both.")
+        got = "neither is given" if options.form is None else "not both"
+        raise ValueError(f"Give `form`, to train a new model, or `model`, to go on from one: {got}.")
     if options.model is not None:
         check_changes(options.set)
         model: Any = load_model(options, auto_class, on_meta, fields)
@@ -110,18 +111,25 @@ def build_model(
 def make_config(
     options: ModelArguments, tokenizer: PreTrainedTokenizerBase, fields: Mapping[str, Any]
 ) -> PreTrainedConfig:
-    """The config of a new model: the form, its changes, the tokenizer's vocabulary and ids, and then `fields`."""
+    """The config of a new model: the form, its changes, the tokenizer's vocabulary and ids, and then `fields`.
+
+    A vocabulary that `set` asks for is taken; one of a form is that of another tokenizer.
+    """
     form = read_form(options)
+    asked = {change.partition("=")[0] for change in options.set}
     form.update(fields)
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     form.update({name: index for name, index in ids.items() if index is not None})
     if form.get("model_type") == "variform_encoder_decoder":
         for stack in ("encoder", "decoder"):
-            form[stack] = {**form.get(stack, {}), "vocab_size": len(tokenizer)}
+            form[stack] = dict(form.get(stack, {}))
+            if not asked & {"vocab_size", f"{stack}.vocab_size"}:
+                form[stack]["vocab_size"] = len(tokenizer)
         start = ids["bos_token_id"] if ids["bos_token_id"] is not None else ids["pad_token_id"]
         form.setdefault("decoder_start_token_id", start)
     else:
-        form["vocab_size"] = fields.get("vocab_size", len(tokenizer))
+        own = form["vocab_size"] if "vocab_size" in asked else len(tokenizer)
+        form["vocab_size"] = fields.get("vocab_size", own)
     try:
         return config_from_dict(form)
     except ValueError as error:

@@ -450,7 +450,8 @@ class SafeTraining(Base):
         step = self.state.global_step + 1
         report = self._write_bad_batch(step, micro_batches, numbers)
         where = [number for number, (_, loss) in enumerate(micro_batches) if not torch.isfinite(loss).all()]
-        what = f"the loss of micro-batch {where[0]}" if where else "the gradient norm, or another process's loss,"
+        norm_of = "the gradient norm" if self.args.world_size == 1 else "the gradient norm, or another process's loss,"
+        what = f"the loss of micro-batch {where[0]}" if where else norm_of
         message = f"Step {step}: {what} is not finite; its batch is in {report}"
         if self._skipped_in_a_row <= self.safety.max_skipped_steps:
             self.skipped_steps += 1
@@ -458,8 +459,9 @@ class SafeTraining(Base):
             self.say(f"{message}. Left out ({self._skipped_in_a_row} in a row, {self.skipped_steps} in all).")
             return norm
         last = self._newest()
+        kept = f"the newest checkpoint is {last}" if last else "there is no checkpoint yet"
         raise NonFiniteLossError(
-            f"{message}. The weights are those of step {step - 1}; the newest checkpoint is {last}. Look at the batch, "
+            f"{message}. The weights are those of step {step - 1}; {kept}. Look at the batch, "
             "lower `learning_rate`, or let such steps out with `max_skipped_steps`."
         )
 

@@ -158,7 +158,7 @@ def table(found: Sequence[dict[str, Any]]) -> Table:
         title="Runs at equal FLOPs", caption="deviation over the seeds" if len(groups) < len(found) else None
     )
     for name in (*names, "seeds", "parameters", "steps", metric.replace("_", " ")):
-        result.add_column(name, justify="left" if name in names else "right")
+        result.add_column(name, justify="left" if name in names else "right", overflow="fold")
     for key, runs in groups.items():
         values = [run[metric] for run in runs]
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""

@@ -8,7 +8,9 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
+from variform import VariformEncoderConfig
 from variform.training.data.masking import MaskingCollator, count_hits, mask_once, masked_scores
+from variform.training.data.packing import PackingCollator
 from variform.training.tokenizer import byte_tokenizer, train_tokenizer
 
 
@@ -56,6 +58,19 @@ def test_masks_are_those_of_seed_epoch_and_batch_whatever_else_was_drawn(tokeniz
     first.set_epoch(1)
     for other in (first(rows), MaskingCollator(tokenizer, 0.5, seed=2)(rows), again(rows[::-1])):
         assert not torch.equal(other["input_ids"], ids)
+
+
+def test_packed_rows_are_masked_alike(tokenizer, examples):
+    rows = [examples[0], examples[1]]
+    packed = PackingCollator(VariformEncoderConfig(), 512, masking=MaskingCollator(tokenizer, 0.3, seed=1).hide)
+    batch, again = packed([rows]), packed([rows])
+    plain = PackingCollator(VariformEncoderConfig(), 512, masking=lambda ids, **_: (ids, ids))([rows])["input_ids"]
+    assert torch.equal(batch["input_ids"], again["input_ids"])
+    is_hidden = batch["labels"] != -100
+    assert torch.equal(batch["labels"][is_hidden], plain[is_hidden])
+    assert torch.equal(batch["input_ids"][~is_hidden], plain[~is_hidden])
+    assert 0.2 < is_hidden.sum() / sum(len(row["input_ids"]) for row in rows) < 0.4
+    assert set(batch["labels"][is_hidden].tolist()).isdisjoint(tokenizer.all_special_ids)
 
 
 def test_scores_are_those_of_a_loop():

@@ -35,7 +35,7 @@ class DataArguments:
     )
     sample_by: str = field(
         default="line",
-        metadata={"help": "What an example of a text file is: line, paragraph or document (causal_lm.py's default)."},
+        metadata={"help": "What an example of a text file is: line, paragraph or document."},
     )
     text_column: str | None = _column("text")
     text_pair_column: str | None = _column("second text")

@@ -1,6 +1,7 @@
 """Masked tokens: anew each time an example is seen in training, once and for all where a model is judged."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy
@@ -51,11 +52,21 @@ class MaskingCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if "labels" in examples[0]:
             return self.pad(examples)
-        digest = hashlib.blake2b(f"{self.seed} {self.epoch}".encode(), digest_size=8)
-        for example in examples:
-            digest.update(numpy.asarray(example["input_ids"], dtype=numpy.int64).tobytes())
-        self.mask.generator = torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big") >> 1)
+        self._seed_by(example["input_ids"] for example in examples)
         return self.mask(examples)
+
+    def hide(
+        self, input_ids: torch.Tensor, special_tokens_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for rows that are packed already, as the `masking` of a `PackingCollator`: ids and labels."""
+        self._seed_by(input_ids)
+        return self.mask.torch_mask_tokens(input_ids, special_tokens_mask=special_tokens_mask)
+
+    def _seed_by(self, rows: Iterable[Any]) -> None:
+        digest = hashlib.blake2b(f"{self.seed} {self.epoch}".encode(), digest_size=8)
+        for row in rows:
+            digest.update(numpy.asarray(row, dtype=numpy.int64).tobytes())
+        self.mask.generator = torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big") >> 1)
 
 
 def mask_once(data: Dataset, tokenizer: PreTrainedTokenizerBase, masked: float, seed: int) -> Dataset:

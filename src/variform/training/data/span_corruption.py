@@ -22,7 +22,8 @@ def sentinel_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     }
     if 0 not in found:
         raise ValueError(
-            "`tokenizer` has no sentinels: add tokens `<extra_id_0>`, `<extra_id_1>` ... for span corruption."
+            "`tokenizer` has no sentinels, tokens `<extra_id_0>`, `<extra_id_1>` ..., for span corruption: train one with "
+            "`finetune/tokenizer.py --sentinels 100`, or add them and resize the model."
         )
     return [found[number] for number in sorted(found)]
 
