@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny
 from tokenizers import Tokenizer
@@ -47,6 +48,15 @@ def test_a_healthy_model_is_not_changed_on_disk(shape, tmp_path, capsys):
     assert status == 0, said
     assert "every number finite" in said and "19 tokens in the" in said and "sdpa, without a mask" in said
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+
+@pytest.mark.parametrize("command", ["doctor", "info"])
+def test_an_adapter_is_told_from_a_model(command, tmp_path, capsys):
+    config = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path="some/base")
+    get_peft_model(variform.from_config(tiny("decoder")), config).save_pretrained(tmp_path / "adapter")
+    assert main([command, str(tmp_path / "adapter")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds an adapter of" in said and "merge the two with finetune/merge_lora.py" in said
 
 
 def test_a_broken_weight_is_named(tmp_path, capsys):

@@ -289,13 +289,14 @@ def test_units_follow_the_size(capsys):
         ({"parallel": "ep", "processes": 2}, "the form has none: set `num_experts`"),
         ({"parallel": "tp", "adapter": LoraConfig()}, "an `adapter` trains beside them; use 'fsdp2'"),
         ({"parallel": "tp", "processes": 3}, "must divide `num_attention_heads=4` of the decoder"),
+        ({"length": 1025, "config": "gpt2"}, "`length=1025` exceeds the 1024 learned positions of the decoder"),
         ({"dtype": "int8"}, "`dtype=int8` must be one of float32"),
         ({"tokens": 0}, "`tokens=0` must be above 0."),
     ],
 )
 def test_bad_input_is_named(options, sentence):
     with pytest.raises(ValueError, match=None) as error:
-        plan(KEPT["decoder"], **options)
+        plan(**{"config": KEPT["decoder"], **options})
     assert sentence in str(error.value)
 
 

@@ -10,7 +10,8 @@ from variform.model.pattern_base import Text, visible_matrix
 from variform.model.patterns import parse
 from variform.report.attention_pictures import NOT_EXPLANATION, draw_attention, draw_experts, panels_of, show_attention
 from variform.report.form import as_text
-from variform.report.readings import Input, read_attention, read_experts
+from variform.report.readings import Input, read_attention, read_experts, words_of
+from variform.training.tokenizer import byte_tokenizer, train_tokenizer
 
 LENGTH = 9
 HEADS = {"encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM}
@@ -119,3 +120,18 @@ def test_pictures_are_written(chosen, tmp_path):
         draw_attention(found, path=tmp_path / "attention.jpg")
     experts = read_experts(*make("decoder", num_experts=4))
     assert len(draw_experts(experts, path=tmp_path / "experts.png").axes) == 2
+
+
+def test_small_panels_of_a_short_text_name_its_tokens_at_the_edges(tmp_path):
+    model, text = make("decoder", num_hidden_layers=2)
+    figure = draw_attention(read_attention(model, text), path=tmp_path / "attention.png")
+    named = [[label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes if axes.get_visible()]
+    assert named.count(text.tokens["decoder"]) == 2 and len(named) > 2
+
+
+def test_bytes_of_a_letter_are_shown_as_the_letter_where_it_is_whole():
+    trained = train_tokenizer(["the café, the café"] * 9, 290, frame="none")
+    assert "".join(words_of(trained, trained("the café", return_tensors="pt")["input_ids"])) == "the·café"
+    alone = byte_tokenizer()
+    words = words_of(alone, alone("é a", return_tensors="pt", add_special_tokens=False)["input_ids"])
+    assert words[-2:] == ["·", "a"] and len(words) == 4

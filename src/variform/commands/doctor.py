@@ -78,12 +78,13 @@ def look_at_model(name: str, length: int, device: Any) -> Iterator[Any]:
     from ..report.checkup import Finding, look_at_tokenizer, look_at_weights, training_batch, try_training
     from ..report.costs import stacks_of
     from ..report.kernels import kernels_of, why_not_flash
-    from .reading import read_model
+    from .reading import read_model, refuse_adapter
 
     if name in list_forms():
         model = from_config(name)
     else:
         folder = find_folder(name)
+        refuse_adapter(folder)
         yield from look_at_weights(folder)
         try:
             model = read_model(folder)

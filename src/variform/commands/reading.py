@@ -1,7 +1,19 @@
 """What several commands read in the same way from their arguments."""
 
+import json
 from pathlib import Path
 from typing import Any
+
+
+def refuse_adapter(folder: str | Path) -> None:
+    """Raises ValueError for the folder of an adapter, which is no model without its base."""
+    file = Path(folder, "adapter_config.json")
+    if file.is_file() and not Path(folder, "config.json").is_file():
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise ValueError(
+            f"{folder} holds an adapter of {base or 'a model that it does not name'}: name that model, or merge the two with "
+            "finetune/merge_lora.py."
+        )
 
 
 def read_form(name: str) -> Any:
@@ -30,6 +42,7 @@ def read_config(name: str) -> Any:
 
     from ..forms import SHAPES, list_forms, load_config
 
+    refuse_adapter(name)
     if name in list_forms() or Path(name).is_file():
         return load_config(name)
     if not Path(name).is_dir() and (name.count("/") != 1 or name[0] in "./~"):
@@ -64,6 +77,7 @@ def read_model(folder: Path) -> Any:
     from ..model.configuration_variform import AUTO_MAP
     from ..reshaping import load
 
+    refuse_adapter(folder)
     with quiet():
         model = load(folder, None, for_measuring=True)
         return model if model.config.model_type in AUTO_MAP else from_hf(folder)

@@ -31,6 +31,8 @@ LONGEST_WORD = 14
 MOST_PANELS = 64
 # Up to so many tokens on the longer side, a single panel names them
 MOST_NAMED = 64
+# And where there are several, that are smaller
+MOST_NAMED_SMALL = 16
 # Of a panel among others, of a cell of a panel that is alone, its least side, and of the words around, in inches
 SMALL_SIDE, CELL, LEAST_SIDE, ROOM, LINE_HEIGHT = 1.25, 0.17, 2.2, 1.5, 0.14
 
@@ -153,7 +155,7 @@ def draw_named(panels: Sequence[Panel]) -> Any:
 
 
 def draw_small(panels: Sequence[Panel], columns: int) -> Any:
-    """Many panels side by side, without their tokens."""
+    """Many panels side by side; the outer ones name the tokens of a short text."""
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(max(columns * SMALL_SIDE, 5), rows * (SMALL_SIDE + 0.2) + 0.9)
@@ -163,6 +165,11 @@ def draw_small(panels: Sequence[Panel], columns: int) -> Any:
         place.set_title(panel.title, fontsize=5, color=INK, pad=2)
         place.set_xticks([])
         place.set_yticks([])
+    if len({id(panel.attended) for panel in panels}) == 1 and longest_side(panels[0].attended) <= MOST_NAMED_SMALL:
+        for number, place in enumerate(axes[: len(panels)]):
+            is_lowest, is_leftmost = number + columns >= len(panels), number % columns == 0
+            queries, keys = panels[0].attended.queries, panels[0].attended.keys
+            name_ticks(place, queries if is_leftmost else [], keys if is_lowest else [], size=4.5)
     for place in axes[len(panels) :]:
         place.set_visible(False)
     return figure
@@ -188,8 +195,8 @@ def draw_matrix(axes: Any, weights: torch.Tensor) -> None:
     axes.spines[:].set(color=GREY, linewidth=0.5)
 
 
-def name_ticks(axes: Any, down: Sequence[str], across: Sequence[str]) -> None:
-    words = {"fontsize": 6, "color": INK, "family": "DejaVu Sans Mono"}
+def name_ticks(axes: Any, down: Sequence[str], across: Sequence[str], size: float = 6) -> None:
+    words = {"fontsize": size, "color": INK, "family": "DejaVu Sans Mono"}
     axes.set_yticks(range(len(down)), [literal(short(word)) for word in down], **words)
     axes.set_xticks(range(len(across)), [literal(short(word)) for word in across], rotation=90, **words)
     axes.tick_params(length=0)

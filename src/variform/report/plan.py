@@ -159,6 +159,12 @@ def plan(
     for name, amount in {"tokens": tokens, "flops_per_second": flops_per_second}.items():
         if amount is not None and amount <= 0:
             raise ValueError(f"`{name}={amount}` must be above 0.")
+    for side, stack in stacks_of(config).items():
+        if stack.longest_table is not None and length > stack.longest_table:
+            raise ValueError(
+                f"`length={length}` exceeds the {stack.longest_table} learned positions of the {side}; plan shorter sequences, "
+                "or lengthen the table with `variform surgery sparsify`."
+            )
     check_layout(config, parallel, processes, adapter)
     plain = build(config, auto_class, number_type)
     model = plain if adapter is None else adapted(build(config, auto_class, number_type), adapter)

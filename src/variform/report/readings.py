@@ -79,6 +79,10 @@ def tokenize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: 
 def words_of(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> list[str]:
     """The tokens of a row as one reads them; spaces are dots."""
     words = [str(word) for word in tokenizer.convert_ids_to_tokens(ids[0].tolist())]
+    if "ByteLevel" in str(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", "")):
+        # Each byte of such a token is a letter of its own; a part of a letter stays as it is
+        texts = [str(tokenizer.decode([number])).replace(" ", "·") for number in ids[0].tolist()]
+        words = [word if "\ufffd" in text else text for word, text in zip(words, texts)]
     for mark, shown in SPACES.items():
         words = [word.replace(mark, shown) for word in words]
     return [word if word.strip() else repr(word)[1:-1] for word in words]
