@@ -13,6 +13,7 @@ import yaml
 from transformers import PreTrainedConfig
 
 from ..model.configuration_variform import AUTO_MAP, VERSION
+from ..model.expert_fields import ExpertFields
 from ..report.compare import NOT_FORM
 from ..report.costs import count_costs, stacks_of
 from ..report.form import as_text, describe, pattern_period
@@ -51,11 +52,13 @@ def form_as_yaml(config: PreTrainedConfig) -> str:
 
 def changed_fields(config: PreTrainedConfig) -> dict[str, Any]:
     """The fields of a form, of one stack or of what two share, that differ from their defaults."""
+    is_dense = getattr(config, "num_experts", None) == 0
+    idle = {f.name for f in fields(ExpertFields)} if is_dense else set()  # they follow from fields that play a part
     changed = {}
     for f in fields(config):  # type: ignore[arg-type]
         value = getattr(config, f.name)
         default = f.default_factory() if f.default_factory is not MISSING else f.default
-        if f.name not in NOT_FORM and value != default and not isinstance(value, PreTrainedConfig):
+        if f.name not in idle | NOT_FORM and value != default and not isinstance(value, PreTrainedConfig):
             changed[f.name] = value
     return changed
 

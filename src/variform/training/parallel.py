@@ -76,7 +76,7 @@ def train_in_parallel(
     Raises:
         ValueError: for a batch that the processes cannot share, a recipe that is not the checkpoint's, or a model of which no
             weight was sharded.
-        RuntimeError: where torchrun did not start this process.
+        ValueError: where torchrun did not start this process.
     """
     rank, world = join_processes()
     check(recipe, len(dataset), world)
@@ -125,7 +125,7 @@ def train_in_parallel(
 def join_processes() -> tuple[int, int]:
     """This process's number, and how many there are."""
     if "RANK" not in os.environ:
-        raise RuntimeError("`RANK` is unset: start the script with `torchrun --nproc_per_node 2 script.py ...`.")
+        raise ValueError("`RANK` is unset: start the script with `torchrun --nproc_per_node 2 script.py ...`.")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return dist.get_rank(), dist.get_world_size()
