@@ -34,7 +34,7 @@ def test_the_recipe_that_a_run_leaves_gives_its_arguments_again(tmp_path):
     )
 
 
-def test_a_trained_model_is_judged_again_as_what_it_is(tmp_path):
+def test_a_trained_model_is_judged_again_as_what_it_is(tmp_path, capsys):
     """With the command that trained it, and refused where the new one would have trained another."""
     parts = [ModelArguments, DataArguments, RunArguments, TrainingArguments]
     folder = tmp_path / "run"
@@ -49,8 +49,10 @@ def test_a_trained_model_is_judged_again_as_what_it_is(tmp_path):
     commit(folder, {})
     again = run("--eval_files", "other.txt", "--per_device_eval_batch_size", "3")
     assert again.trained == folder and again.command == command
-    for change in (["--learning_rate", "5"], ["--split_seed", "7"], ["--max_steps", "600"], ["--model", "b"]):
+    for change in (["--learning_rate", "5"], ["--split_seed", "7"], ["--model", "b"]):
         with pytest.raises(ValueError, match=rf"was trained otherwise: {change[0][2:]}: then .*, now {change[1]}"):
             run(*change)
+    assert run("--max_steps", "600").command == command
+    assert "Note: the model is one of `max_steps: -1`, not 600." in capsys.readouterr().out
     assert run("--split_seed", "7", "--allow_resume_changes", "split_seed").trained == folder
     assert run("--learning_rate", "5", "--resume", "none").trained is None

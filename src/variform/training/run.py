@@ -44,9 +44,10 @@ RECIPE = "train_config.yaml"  # all arguments of a run, below its command
 # What decides what a trained model is, and with it what its card may say; all else is about judging and telling
 DECIDED_BY = (
     *(item.name for part in (ModelArguments, LoraArguments, DataArguments) for item in fields(part)),
-    *("minutes", "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "optim"),
-    *("lr_scheduler_type", "max_steps", "num_train_epochs", "warmup_steps", "max_grad_norm", *OF_THE_OPTIMIZER),
+    *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "optim"),
+    *("lr_scheduler_type", "warmup_steps", "max_grad_norm", *OF_THE_OPTIMIZER),
 )
+LENGTHS = ("minutes", "max_steps", "num_train_epochs")  # another one is told
 OF_JUDGING = (
     "eval_files",
     "eval_split",
@@ -114,33 +115,33 @@ def refuse_run(options: RunArguments, training: TrainingArguments) -> None:
         )
 
 
-def refuse_other_training(folder: Path, given: Mapping[str, Any], allowed: Sequence[str]) -> list[str] | None:
-    """Raises ValueError where a model that is only judged again was trained otherwise than a command says.
-
-    Args:
-        folder: of the run that came to its end.
-        given: all arguments of the command that are not left out.
-        allowed: names of which it does not matter.
-
-    Returns:
-        The command that trained it, if `folder` tells.
-    """
+def recipe_of(folder: Path) -> tuple[list[str], dict[str, Any]] | None:
+    """The command that trained a model, and all of its arguments; None where the folder does not tell."""
     file = folder / RECIPE
     if not file.is_file():
         return None
     text = file.read_text(encoding="utf-8")
-    before = yaml.safe_load(text)
-    names = [
-        name for name in DECIDED_BY if name not in (*OF_JUDGING, *allowed) and before.get(name) != given.get(name)
-    ]
+    command = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
+    return shlex.split("\n".join(command)), yaml.safe_load(text)
+
+
+def refuse_other_training(
+    folder: Path, before: Mapping[str, Any], given: Mapping[str, Any], allowed: Sequence[str]
+) -> None:
+    """Raises ValueError where a model that is only judged again was trained otherwise than a command says.
+
+    Args:
+        before: the arguments of the command that trained it. given: those of this one.
+        allowed: names of which it does not matter.
+    """
+    names = [name for name in DECIDED_BY if before.get(name) != given.get(name)]
+    names = [name for name in names if name not in (*OF_JUDGING, *allowed)]
     if names:
         changes = "; ".join(f"{name}: then {before.get(name)}, now {given.get(name)}" for name in names)
         raise ValueError(
             f"{folder} holds a model that was trained otherwise: {changes}. Set it back to judge that model again; "
             f"`--resume none` trains another in its place, another `output_dir` beside it, and `--resume CHECKPOINT` goes on."
         )
-    command = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
-    return shlex.split("\n".join(command))
 
 
 def leave_group() -> None:
@@ -204,9 +205,15 @@ class Run:
         if writes:
             self._held.enter_context(RunLock(self.folder))  # until this process ends
         self.trained = self.folder if options.resume == "auto" and is_trained(self.folder) else None
-        if self.trained is not None:
-            self.command = refuse_other_training(self.trained, given, options.allow_resume_changes) or self.command
-        elif writes:
+        if self.trained is not None and (found := recipe_of(self.trained)):
+            self.command, before = found
+            refuse_other_training(self.trained, before, given, options.allow_resume_changes)
+            for name in LENGTHS:
+                if before.get(name) != given.get(name):
+                    self.console.print(
+                        f"Note: the model is one of `{name}: {before.get(name)}`, not {given.get(name)}."
+                    )
+        elif writes and self.trained is None:
             recipe = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
             text = "".join(f"# {line}\n" for line in shlex.join(self.command).split("\n")) + recipe
             (self.folder / RECIPE).write_text(text, encoding="utf-8")
