@@ -82,7 +82,10 @@ def main(argv: list[str]) -> int:
     if task.parallel != "ddp":
         if task.rows != "join":
             raise ValueError(f"`parallel={task.parallel}` needs `rows: join`, whose examples are all of one length.")
-        whole = train_sharded(task.parallel, training, model, tokenizer, train_on, collator, auto_class)
+        if task.prompts:
+            raise ValueError("`prompts` are gone on with by one process: finetune/generate.py, with the whole model.")
+        parts = (model, tokenizer, train_on, collator, auto_class)
+        whole = train_sharded(task.parallel, training, *parts, options=options, say=run.console.print)
         run.console.print(
             f"The whole model is in {whole}. Judge it in one process: finetune/evaluate.py --model {whole}"
         )
@@ -103,13 +106,14 @@ def main(argv: list[str]) -> int:
     if not run.train(trainer):
         return STOPPED
     scores = trainer.evaluate()
+    passes = 2 if hasattr(model, "peft_config") else 3  # backward costs two forwards, or one where weights stay
     others = without_adapters(trainer, judged) | compress(data["train"]["text"], held_out)
     measured = {
         "bits_per_byte": scores["eval_bits_per_byte"],
         "baselines": others,
         "max_length": task.max_length,
         "smallest_context": task.max_length - stride,
-        "flops_per_token": 3 * count_costs(model.config, task.max_length).flops,  # backward takes two forwards
+        "flops_per_token": passes * count_costs(model.config, task.max_length).flops,
     }
     note = f"each token from {measured['smallest_context']:,} before it or more"
     run.show_scores(

@@ -40,6 +40,10 @@ def main(argv: list[str]) -> int:
     run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
     data = load_data(source, needs=("text", "label"))
     names = data["train"].features["label"].names
+    if len(names) < 2:
+        raise ValueError(
+            f"`label`: every example is of the one class {names[0]!r}, and there is nothing to tell apart."
+        )
     tokenizer = load_tokenizer(start, run.trained)
     auto_class = AutoModelForSequenceClassification
     model = build_model(

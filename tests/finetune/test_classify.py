@@ -44,6 +44,14 @@ def test_a_run_tells_its_classes_figures_and_baselines(script, rows, tokenizers,
     assert [result.metric_type for result in results] == ["accuracy", "f1"]
 
 
+def test_one_class_alone_is_refused_before_anything_is_trained(script, tokenizers, tmp_path):
+    lines = "".join(json.dumps({"text": f"text {number}", "label": "x"}) + "\n" for number in range(40))
+    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    start = ["--form", form("encoder"), "--tokenizer", tokenizers["both"], "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="every example is of the one class 'x'"):
+        script.main(["--train_files", str(tmp_path / "rows.jsonl"), *STEPS, *start])
+
+
 def test_adapters_are_merged_into_what_answers_the_same(script, load_script, rows, tokenizers, tmp_path):
     start = ["--form", form("encoder"), "--tokenizer", tokenizers["both"], "--baselines", "false"]
     assert script.main([*rows, *STEPS, *start, "--output_dir", str(tmp_path / "base")]) == 0

@@ -8,7 +8,7 @@ part; what is here is the loop, what a checkpoint needs besides to go on exactly
 
 import hashlib
 import os
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -60,6 +60,7 @@ def train_in_parallel(
     auto_class: Any = AutoModelForCausalLM,
     collate: Any = None,
     resume: bool = True,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> Trained:
     """Trains a saved model in all processes that torchrun started; each step is the step of one process with the whole batch.
 
@@ -72,11 +73,11 @@ def train_in_parallel(
         auto_class: the head.
         collate: makes a batch of examples. Default: stacks them.
         resume: go on from the newest committed checkpoint, if there is one.
+        on_step: is told each step of this run, from 1 on, and its loss, in every process.
 
     Raises:
-        ValueError: for a batch that the processes cannot share, a recipe that is not the checkpoint's, or a model of which no
-            weight was sharded.
-        ValueError: where torchrun did not start this process.
+        ValueError: for a batch that the processes cannot share, a recipe that is not the checkpoint's, a model of which no
+            weight was sharded, or where torchrun did not start this process.
     """
     rank, world = join_processes()
     check(recipe, len(dataset), world)
@@ -115,6 +116,8 @@ def train_in_parallel(
         scheduler.step()
         optimizer.zero_grad()
         losses.append(mean_over(loss.detach(), readers))
+        if on_step is not None:
+            on_step(step + 1, losses[-1])
         if (step + 1) % recipe.save_steps == 0 or step + 1 == recipe.steps:
             save(output_dir, step + 1, model, optimizer, scheduler, rank, facts)
             if rank == 0:
