@@ -39,7 +39,9 @@ def main(argv: list[str]) -> int:
     task, source, start, lora, options, training = parse_recipe(parts, argv, defaults=defaults(), description=__doc__)
     run = Run(options, training, script=__file__, argv=argv, others=[task, source, start, lora])
     data = load_data(source, needs=("text", "label"))
-    names = data["train"].features["label"].names
+    names = getattr(data["train"].features["label"], "names", None)
+    if names is None:
+        raise ValueError(f"`label`: {data['train'][0]['label']!r} is no class; classes are words or whole numbers.")
     if len(names) < 2:
         raise ValueError(
             f"`label`: every example is of the one class {names[0]!r}, and there is nothing to tell apart."

@@ -44,11 +44,16 @@ def test_a_run_tells_its_classes_figures_and_baselines(script, rows, tokenizers,
     assert [result.metric_type for result in results] == ["accuracy", "f1"]
 
 
-def test_one_class_alone_is_refused_before_anything_is_trained(script, tokenizers, tmp_path):
-    lines = "".join(json.dumps({"text": f"text {number}", "label": "x"}) + "\n" for number in range(40))
+@pytest.mark.parametrize(
+    ("label", "sentence"), [("x", "every example is of the one class 'x'"), (0.14, "`label`: 0.14 is no class")]
+)
+def test_labels_that_are_no_classes_are_refused_before_anything_is_trained(
+    script, tokenizers, tmp_path, label, sentence
+):
+    lines = "".join(json.dumps({"text": f"text {number}", "label": label}) + "\n" for number in range(40))
     (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
     start = ["--form", form("encoder"), "--tokenizer", tokenizers["both"], "--output_dir", str(tmp_path / "run")]
-    with pytest.raises(ValueError, match="every example is of the one class 'x'"):
+    with pytest.raises(ValueError, match=sentence):
         script.main(["--train_files", str(tmp_path / "rows.jsonl"), *STEPS, *start])
 
 

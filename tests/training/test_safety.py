@@ -303,6 +303,11 @@ def test_an_adapter_is_not_gone_on_with_as_a_model(stopped, make):
         trainer.train_safely()
 
 
+def test_a_run_is_no_checkpoint_to_go_on_from(stopped, make):
+    with pytest.raises(ValueError, match="is the folder of a run: name one of checkpoint-2, checkpoint-4 in it"):
+        make().train_safely(str(stopped))
+
+
 def test_another_version_is_noted_only(stopped, make, capsys, monkeypatch):
     monkeypatch.setattr(facts.transformers, "__version__", "6.0")
     trainer = make()

@@ -69,7 +69,8 @@ def adapters_in_words(model: Any) -> dict[str, str]:
         names = [name.rsplit(".", 1)[-1] for name in (*config.target_modules, *(config.target_parameters or ()))]
         targets = ", ".join(sorted(set(names)))
         method = "DoRA" if config.use_dora else "LoRA"
-        found[method] = f"rank {config.r} on {targets}; {trained:,} parameters trained, the head of a task included"
+        head = f", {', '.join(sorted(config.modules_to_save))} whole" if config.modules_to_save else ""
+        found[method] = f"rank {config.r} on {targets}; {trained:,} parameters trained{head}"
     return found
 
 

@@ -84,7 +84,8 @@ def run_script(main: Callable[[list[str]], int]) -> None:
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        sys.exit("Stopped. Run the same command again to go on.")
+        print("Stopped. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(STOPPED)
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, ArithmeticError) else 2)

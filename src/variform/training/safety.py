@@ -241,6 +241,10 @@ class SafeTraining(Base):
             return Found(None, [])
         if resume == "auto":
             return newest_committed(folder, verify=self.safety.verify)
+        if inside := sorted(path.name for path in Path(resume).glob("checkpoint-*")):
+            raise ValueError(
+                f"`resume={str(resume)!r}` is the folder of a run: name one of {', '.join(inside)} in it."
+            )
         try:
             check(resume, verify=self.safety.verify)
         except ValueError as reason:

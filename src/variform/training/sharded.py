@@ -17,8 +17,10 @@ from .options import RunArguments
 from .parallel import Parallel, Recipe, join_processes, to_one_process, train_in_parallel
 
 # What would change a run, and is Trainer's alone
-UNHEEDED = ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "label_smoothing_factor", "data_seed")
-UNHEEDED += ("gradient_checkpointing", "torch_compile", "neftune_noise_alpha", "lr_scheduler_kwargs", "report_to")
+UNHEEDED = (
+    *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "label_smoothing_factor", "data_seed"),
+    *("gradient_checkpointing", "torch_compile", "neftune_noise_alpha", "lr_scheduler_kwargs", "report_to"),
+)
 START, WHOLE = "start", "whole"  # folders in the run's own
 
 
@@ -130,7 +132,7 @@ def refuse_unheeded(training: TrainingArguments, options: RunArguments, model: A
         )
     plain = type(training)(output_dir=training.output_dir, use_cpu=training.use_cpu)
     for name in UNHEEDED:
-        if getattr(training, name) != getattr(plain, name):
-            raise ValueError(
-                f"`{name}={getattr(training, name)}` has no place in the loop of `parallel`: leave it out."
-            )
+        value = getattr(training, name)
+        if value != getattr(plain, name):
+            shown = getattr(value, "value", value)
+            raise ValueError(f"`{name}={shown}` has no place in the loop of `parallel`: leave it out.")
