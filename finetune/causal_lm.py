@@ -128,7 +128,7 @@ def main(argv: list[str]) -> int:
             trainer,
             auto_class=auto_class,
             summary=f"Writes text on: {measured['bits_per_byte']:.3f} bits per byte of text it has never seen.",
-            example=(task.prompts or [held_out[0][:40]])[0],
+            example=(task.prompts or [held_out[0][:40].rpartition(" ")[0] or held_out[0][:40]])[0],
             dataset=source.dataset or "files",
             evaluated_on="held-out texts",
             figures=[Figure("bits_per_byte", "bits per byte", measured["bits_per_byte"], unit="bits per byte")],

@@ -118,10 +118,11 @@ print({{model.config.id2label[place]: round(score, 3) for place, score in enumer
         "token-classification",
         "Words to tag.",
         """\
-inputs = tokenizer({example}, return_tensors="pt")
-labels = model(**inputs).logits.argmax(-1)[0].tolist()
-tokens = tokenizer.convert_ids_to_tokens(inputs.input_ids[0].tolist())
-print([(token, model.config.id2label[label]) for token, label in zip(tokens, labels)])""",
+words = {example}.split()
+inputs = tokenizer(words, is_split_into_words=True, return_tensors="pt")
+tags = [model.config.id2label[label] for label in model(**inputs).logits.argmax(-1)[0].tolist()]
+of_words = inputs.word_ids()  # the first piece of a word has its tag
+print([(word, tags[of_words.index(number)]) for number, word in enumerate(words)])""",
         (
             "The rate of errors of each tag by itself, and on words that the training never had.",
             "Whether names of some origins are found less often than others.",
