@@ -12,8 +12,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from script_inputs import ROOT, WORDS, form
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from variform.report.costs import count_costs
 from variform.training.data.windows import IGNORED
 
 LENGTH = 24
@@ -206,6 +207,8 @@ def test_adapters_know_what_they_belong_to(script, load_script, texts, tokenizer
     assert "| without adapters | " in (tmp_path / "lora" / "README.md").read_text(encoding="utf-8")
     merge = load_script("merge_lora")  # without `--base`: the folder says what it is
     assert merge.main(["--adapter", str(tmp_path / "lora"), "--output_dir", str(tmp_path / "merged")]) == 0
+    forward = count_costs(AutoConfig.from_pretrained(tmp_path / "merged"), LENGTH).flops
+    assert measured["flops_per_token"] == 2 * forward
 
 
 @pytest.mark.slow
@@ -245,7 +248,7 @@ def test_a_dry_run_tells_and_writes_nothing(script, texts, start, tmp_path, caps
         (["--form", "bert-base"], "`form` is a variform_encoder; this script trains"),
         (["--form", "gpt2", "--max_length", "2000"], "`max_length=2000` exceeds the model's table of 1024"),
         (["--rows", "packed"], "`rows` must be one of join, pack, pad, got 'packed'; did you mean `pack`"),
-        (["--model", "nowhere"], "Give `form`, to train a new model, or `model`, to go on from one; not both."),
+        (["--model", "nowhere"], "Give `form`, to train a new model, or `model`, to go on from one: not both."),
         (["--eval_files", "nothing.txt"], "`eval_files`: there is no file nothing.txt"),
     ],
 )

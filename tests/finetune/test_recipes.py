@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 from script_inputs import ROOT, WORDS, write_lines
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import variform
 from variform.forms import FormLoader, config_from_dict
@@ -17,6 +24,7 @@ RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 # Where the head comment does not name the script
 SCRIPTS = {
     "descriptions": "causal_lm",
+    "descriptions_lora": "causal_lm",
     "distilled_sentiment": "distill",
     "g2p": "seq2seq",
     "long_text": "causal_lm",
@@ -86,6 +94,9 @@ def stand_ins(tmp_path_factory):
         folder / "bert"
     )
     tokenizer.save_pretrained(folder / "bert")
+    LlamaForCausalLM(LlamaConfig(vocab_size=330, **sizes)).save_pretrained(folder / "llama")
+    # SmolLM2's puts no special token around a text
+    train_tokenizer([sentence(n) for n in range(40)], 330, frame="none").save_pretrained(folder / "llama")
     for shape, frame in (("encoder", "both"), ("decoder", "start")):
         form = {"model_type": f"variform_{shape}", "vocab_size": 330, "pad_token_id": 0, **sizes}
         variform.from_config(form).save_pretrained(folder / shape)
@@ -99,7 +110,8 @@ def stand_ins(tmp_path_factory):
     form = {"model_type": "variform_encoder", "vocab_size": 330, "pad_token_id": 0, "num_labels": 2, **sizes}
     AutoModelForSequenceClassification.from_config(config_from_dict(form)).save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    return {**places, "bert": folder / "bert", "teacher": folder / "teacher", "encoder_decoder": folder / "pair"}
+    named = {name: folder / name for name in ("bert", "llama", "teacher")}
+    return {**places, **named, "encoder_decoder": folder / "pair"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -119,7 +131,7 @@ def test_two_steps(path, load_script, stand_ins, tmp_path):
         recipe["student_layers"] = [0]
     elif "form" not in recipe:
         ours = {"dpo": "decoder", "seq2seq": "encoder_decoder"}.get(script, "encoder")
-        start = ours if "model" in recipe else "bert"
+        start = ours if "model" in recipe else {"causal_lm": "llama"}.get(script, "bert")
         recipe["model"] = str(stand_ins[start])
     if "teacher" in recipe:
         recipe["teacher"] = str(stand_ins["teacher"])
