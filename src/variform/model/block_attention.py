@@ -35,7 +35,10 @@ class States(NamedTuple):
 
     def of(self, heads: slice) -> "States":
         """Views of what some heads read; of heads that share keys, all or none."""
-        sharing = self.query.shape[1] // self.key.shape[1]
+        num_heads = self.query.shape[1]
+        if heads.indices(num_heads) == (0, num_heads, 1):
+            return self
+        sharing = num_heads // self.key.shape[1]
         shared = heads if sharing == 1 else slice(heads.start // sharing, heads.stop // sharing)
         bias = None if self.bias is None else self.bias[heads]
         return States(self.query[:, heads], self.key[:, shared], self.value[:, shared], bias)
@@ -316,7 +319,7 @@ def additive_mask(call: Group, bias: torch.Tensor | None, dtype: torch.dtype) ->
     if isinstance(mask, Places):
         mask = mask.seen()
     elif mask is not None and mask.dtype == torch.bool:
-        mask = mask.to(dtype)
+        mask = mask.view(torch.uint8).to(dtype)  # converted several times as fast as booleans
     if mask is not None and mask is not call.mask:
         # 1 - 1 / 1 is 0 and 1 - 1 / 0 is -inf: several times as fast as to fill what is hidden
         mask = mask.reciprocal_().neg_().add_(1)

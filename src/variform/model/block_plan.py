@@ -146,6 +146,9 @@ class Group(NamedTuple):
 
     def cut(self, size: int) -> Iterator["Group"]:
         """The group in pieces of up to `size` tiles."""
+        if self.query.tiles <= size:
+            yield self
+            return
         for first, end in split(0, self.query.tiles, size):
             mask = self.mask
             if isinstance(mask, Places):
