@@ -86,7 +86,7 @@ def same(result: dict, reference: dict, *, but_state: bool = False) -> None:
 
 
 def same_lines(found: list[str], expected: list[str]) -> None:
-    """Trainer's last line sums up the training; who was killed after the last checkpoint had nothing left to train, and has none."""
+    """Trainer's last line sums up the training; who was killed when all was trained has none."""
     steps, sums = (
         [[line for line in lines if is_sum(line) is kind] for lines in (found, expected)] for kind in (False, True)
     )
