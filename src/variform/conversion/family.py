@@ -33,7 +33,6 @@ BOOKKEEPING = frozenset(
         "torch_dtype",
         "dtype",
         "_name_or_path",
-        "_model_name_or_path",  # of a GGUF file
         "is_encoder_decoder",
         "_attn_implementation",
         "_attn_implementation_internal",
