@@ -7,13 +7,11 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
@@ -26,36 +24,18 @@ from ..hub.paths import model_name
 from ..hub.pictures import draw_pictures
 from ..report.curves import draw_curves
 from ..report.plan import describe, plan
-from .arguments import fields_of
 from .budget import TimeBudget
 from .checkpoints import RunLock, is_trained
-from .data.arguments import DataArguments
-from .facts import OF_THE_OPTIMIZER
 from .logs import RunLog
-from .lora import LoraArguments, adapters_in_words
+from .lora import adapters_in_words
 from .options import ModelArguments, RunArguments
 from .progress import ProgressReport
 from .routers import watch_experts
 from .safety import Safety
 from .speed import StepTimer
 from .sweep import is_swept
+from .train_config import given_of, read_train_config, refuse_other_training, write_train_config
 
-RECIPE = "train_config.yaml"  # all arguments of a run, below its command
-# What decides what a trained model is, and with it what its card may say; all else is about judging and telling
-DECIDED_BY = (
-    *(item.name for part in (ModelArguments, LoraArguments, DataArguments) for item in fields(part)),
-    *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "optim"),
-    *("lr_scheduler_type", "warmup_steps", "max_grad_norm", *OF_THE_OPTIMIZER),
-)
-LENGTHS = ("minutes", "max_steps", "num_train_epochs")  # another one is told
-OF_JUDGING = (
-    "eval_files",
-    "eval_split",
-    "max_eval_examples",
-    "skip_bad_rows",
-    "attn_implementation",
-    "trust_remote_code",
-)
 STOPPED = 130  # the exit status of a run that was stopped and can go on
 # What the command line did not say and TrainingArguments would leave to chance: nothing is sent anywhere, every parameter of
 # every form has a gradient in every step, and there is a bar of our own
@@ -116,35 +96,6 @@ def refuse_run(options: RunArguments, training: TrainingArguments) -> None:
         )
 
 
-def recipe_of(folder: Path) -> tuple[list[str], dict[str, Any]] | None:
-    """The command that trained a model, and all of its arguments; None where the folder does not tell."""
-    file = folder / RECIPE
-    if not file.is_file():
-        return None
-    text = file.read_text(encoding="utf-8")
-    command = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
-    return shlex.split("\n".join(command)), yaml.safe_load(text)
-
-
-def refuse_other_training(
-    folder: Path, before: Mapping[str, Any], given: Mapping[str, Any], allowed: Sequence[str]
-) -> None:
-    """Raises ValueError where a model that is only judged again was trained otherwise than a command says.
-
-    Args:
-        before: the arguments of the command that trained it. given: those of this one.
-        allowed: names of which it does not matter.
-    """
-    names = [name for name in DECIDED_BY if before.get(name) != given.get(name)]
-    names = [name for name in names if name not in (*OF_JUDGING, *allowed)]
-    if names:
-        changes = "; ".join(f"{name}: then {before.get(name)}, now {given.get(name)}" for name in names)
-        raise ValueError(
-            f"{folder} holds a model that was trained otherwise: {changes}. Set it back to judge that model again; "
-            f"`--resume none` trains another in its place, another `output_dir` beside it, and `--resume CHECKPOINT` goes on."
-        )
-
-
 def leave_group() -> None:
     """Ends what joins this process to others: threads that still wait for them would end it with an abort."""
     if distributed.is_available() and distributed.is_initialized():
@@ -185,9 +136,7 @@ class Run:
         refuse_run(options, training)
         if is_swept(options):
             raise ValueError("`sweep` is for scripts that train new models: causal_lm.py, masked_lm.py, seq2seq.py.")
-        # As they were given: some of Trainer's are changed below
-        parts = [fields_of(part) for part in (*others, options, training)]
-        given = {name: value for part in parts for name, value in part.items() if value not in (None, [])}
+        given = given_of([*others, options, training])  # before some of Trainer's are changed below
         self.options, self.training = options, training
         self.base_name = next((part.model for part in others if isinstance(part, ModelArguments)), None)
         self.folder = Path(str(training.output_dir))
@@ -206,18 +155,12 @@ class Run:
         if writes:
             self._held.enter_context(RunLock(self.folder))  # until this process ends
         self.trained = self.folder if options.resume == "auto" and is_trained(self.folder) else None
-        if self.trained is not None and (found := recipe_of(self.trained)):
+        if self.trained is not None and (found := read_train_config(self.trained)):
             self.command, before = found
-            refuse_other_training(self.trained, before, given, options.allow_resume_changes)
-            for name in LENGTHS:
-                if before.get(name) != given.get(name):
-                    self.console.print(
-                        f"Note: the model is one of `{name}: {before.get(name)}`, not {given.get(name)}."
-                    )
+            for note in refuse_other_training(self.trained, before, given, options.allow_resume_changes):
+                self.console.print(note)
         elif writes and self.trained is None:
-            recipe = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
-            text = "".join(f"# {line}\n" for line in shlex.join(self.command).split("\n")) + recipe
-            (self.folder / RECIPE).write_text(text, encoding="utf-8")
+            write_train_config(self.folder, self.command, given)
 
     def show_plan(self, model: Any, auto_class: Any, length: int, *, besides: Mapping[str, Any] | None = None) -> int:
         """What a dry run prints; returns the exit status.
