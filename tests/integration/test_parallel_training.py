@@ -150,7 +150,7 @@ def test_a_checkpoint_that_was_not_committed_is_refused(world, tmp_path):
 
 def test_the_loop_wants_torchrun(tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(RuntimeError, match="torchrun --nproc_per_node 2"):
+    with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
         variform.training.parallel.train_in_parallel("x", [], tmp_path, Recipe("tp", 1, 1))
 
 
