@@ -105,7 +105,9 @@ def test_more_spans_than_sentinels_are_refused(tokenizer):
 
 def test_a_tokenizer_without_sentinels_is_refused():
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
-    with pytest.raises(ValueError, match="no sentinels, tokens `<extra_id_0>`.*finetune/tokenizer.py --sentinels 100"):
+    with pytest.raises(
+        ValueError, match=r"no sentinels, tokens `<extra_id_0>`.*finetune/tokenizer\.py --sentinels 100"
+    ):
         SpanCorruption(rows(5), plain)
 
 
