@@ -31,6 +31,15 @@ def test_a_resumed_run_drops_what_comes_again(tmp_path):
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 2.0), (2, 1.0), (3, 3.0), (4, 2.25)]
 
 
+def test_the_line_that_sums_up_a_stopped_run_goes_and_those_of_its_steps_stay(tmp_path):
+    """Where Trainer counts tokens, the lines of steps tell the time too."""
+    log = write(tmp_path, [])
+    for step, logs in ((1, {"loss": 2.0, "train_runtime": 1.0}), (1, {"train_loss": 2.0, "train_runtime": 1.0})):
+        log.on_log(Args(tmp_path), TrainerState(global_step=step), TrainerControl(), logs=logs)
+    write(tmp_path, [2], start=1)
+    assert [(line["step"], line["loss"]) for line in read_log(tmp_path)] == [(1, 2.0), (2, 1.0)]
+
+
 def test_a_run_from_the_start_begins_a_new_log(tmp_path):
     write(tmp_path, [1, 2])
     write(tmp_path, [1])

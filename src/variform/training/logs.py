@@ -28,7 +28,7 @@ class RunLog(TrainerCallback):
         if state.is_world_process_zero:
             self.file = Path(args.output_dir) / LOG_FILE
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            lines = [line for line in read_log(self.file) if "train_runtime" not in line]
+            lines = [line for line in read_log(self.file) if "train_loss" not in line]
             kept = [line for line in lines if line["step"] <= state.global_step > 0]
             self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
