@@ -167,22 +167,17 @@ def _form(model: Any) -> dict[str, Any]:
 
 def _adapter(model: Any) -> dict[str, Any] | None:
     """What an adapter is, of a model that has one."""
-    for config in getattr(model, "peft_config", {}).values():
-        fields = {
-            name: getattr(config, name, None) for name in ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
-        }
-        lists = {
-            name: getattr(config, name, None) for name in ("target_modules", "target_parameters", "modules_to_save")
-        }
-        return {
-            "type": str(config.peft_type.value),
-            **fields,
-            **{name: in_order(value) for name, value in lists.items()},
-        }
-    return None
+    config = next(iter(getattr(model, "peft_config", {}).values()), None)
+    if config is None:
+        return None
+    numbers = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
+    names = ("target_modules", "target_parameters", "modules_to_save")
+    facts = {name: getattr(config, name, None) for name in numbers}
+    facts |= {name: _in_order(getattr(config, name, None)) for name in names}
+    return {"type": str(config.peft_type.value), **facts}
 
 
-def in_order(names: Any) -> Any:
+def _in_order(names: Any) -> Any:
     return names if names is None or isinstance(names, str) else sorted(names)
 
 

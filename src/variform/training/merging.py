@@ -112,9 +112,11 @@ def load_base(
             fields = {label: getattr(saved, label) for label in LABELS}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # about a head that the adapter brings: what it lacks is refused when it is loaded
-    with quiet():
-        model = load_model(ModelArguments(model=source), getattr(transformers, name), False, fields)
-    logging.set_verbosity(verbosity)
+    try:
+        with quiet():
+            model = load_model(ModelArguments(model=source), getattr(transformers, name), False, fields)
+    finally:
+        logging.set_verbosity(verbosity)
     path, gguf = split_gguf(source)
     dtype = None if gguf else getattr(transformers.AutoConfig.from_pretrained(find_folder(path)), "dtype", None)
     return model.eval(), dtype or torch.float32

@@ -287,12 +287,13 @@ class SafeTraining(Base):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As Trainer's; numbers that were allowed to change are those that the run was given."""
+        if checkpoint is None or not self._renews_optimizer:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
         given = [
             {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
         ]
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not self._renews_optimizer:
-            return
         for group, new in zip(self.optimizer.param_groups, given):
             group["lr"] *= new["initial_lr"] / group["initial_lr"]
             group.update({name: value for name, value in new.items() if name != "lr"})
